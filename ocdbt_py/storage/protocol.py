@@ -1,0 +1,160 @@
+"""The protocol every backend meets, shaped by what the layers above must never go around.
+
+A ``Storage`` is one filesystem or bucket. Paths in it are ``str``, ``/`` between components, as the backend's own
+:func:`~ocdbt_py.storage.location.resolve` gave them; bytes that are not UTF-8 travel as surrogate escapes. Files are
+immutable once seen, except through :meth:`Storage.write`, which replaces one whole and atomically.
+
+Three things are deliberate:
+
+* **Bytes and version come from one response** (:class:`Read`), and a write says which version it replaces. That is all
+  a manifest needs to be shared, and nothing built from two calls can give it.
+* **Callers ask** :class:`Capabilities`, **never a scheme or a class**. A backend that cannot do something says so
+  there; the engine decides from it (single or numbered manifests, read only or not).
+* **Errors are ours already** (:mod:`ocdbt_py.errors`): an absent file is ``PathNotFoundError``, an unmet condition
+  ``ConflictError`` (kind ``condition``), a name already taken ``AlreadyExistsError``, refused access
+  ``StoragePermissionError``, anything else ``StorageError`` with the backend's own exception as its cause.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes to be written. A memoryview is contiguous, of format ``B``."""
+
+Token: TypeAlias = Hashable
+"""Which content of a file was seen (an ETag, a generation, inode and time). Only to be compared."""
+
+ByteRange: TypeAlias = tuple[str, int, int]
+"""(path, start, stop) with 0 <= start <= stop."""
+
+
+class Condition(enum.Enum):
+    """What a write may replace, when it is not one particular version."""
+
+    ANY = "any"
+    ABSENT = "absent"
+
+
+class Unchanged(enum.Enum):
+    """The answer of a read whose ``unless`` token is still the current one."""
+
+    UNCHANGED = "unchanged"
+
+
+ANY: Literal[Condition.ANY] = Condition.ANY
+ABSENT: Literal[Condition.ABSENT] = Condition.ABSENT
+UNCHANGED: Literal[Unchanged.UNCHANGED] = Unchanged.UNCHANGED
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Part of a file, the token of the content it belongs to, and the size of the whole file in bytes."""
+
+    data: bytes
+    token: Token
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One name of a listing: a file with its size in bytes, or a directory (path ends in ``/``) with size None."""
+
+    path: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a storage promises. False is always honest; true is a promise that tests hold it to."""
+
+    cas: bool = False
+    """``write`` with a token or ABSENT is atomic among all writers everywhere."""
+    create: bool = False
+    """``create`` and ``write(ABSENT)`` let exactly one of many writers win."""
+    atomic_write: bool = False
+    """A reader sees the old content or the new, never a mixture or a part."""
+    ranges: bool = False
+    """Reading a range costs that range."""
+    list: bool = False
+    rename: bool = False
+    """A directory can be renamed in one atomic step."""
+    map: bool = False
+    hold: bool = False
+    durable: bool = False
+    """``sync`` returned means: survives a power failure."""
+    writable: bool = False
+
+
+class Writer(Protocol):
+    """One new file, written front to back in bounded memory, seen by nobody before ``close``."""
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Append; nothing of the buffers is referenced after the return."""
+
+    def close(self) -> None:
+        """Make the file visible under its name, whole."""
+
+    def abort(self) -> None:
+        """Leave nothing behind. Does nothing after ``close`` or another ``abort``."""
+
+
+class Hold(Protocol):
+    """The queue for one file has been passed: until released, cooperating writers of it wait."""
+
+    def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
+        """As :meth:`Storage.write` for the held path."""
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """One filesystem or bucket. Safe for threads; every method blocks until done."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def describe(self, path: str) -> str:
+        """A URL for messages: no user info, no query, no credentials."""
+
+    def read(
+        self, path: str, start: int = 0, stop: int | None = None, *, unless: Token | None = None
+    ) -> Read | Literal[Unchanged.UNCHANGED]:
+        """Bytes ``[start, stop)``, cut at the end of the file, and the token, all from one response."""
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+        """Fill a writable, contiguous buffer of format ``B``; a file too short is ``CorruptDataError``."""
+
+    def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Each range exactly, in the order asked; a file too short is ``CorruptDataError``."""
+
+    def write(self, path: str, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
+        """Replace a small file whole; its parent directories come into being. Durable where asked for."""
+
+    def create(self, path: str) -> Writer:
+        """Begin a new file, of any size; a name already taken is ``AlreadyExistsError``, at the latest at ``close``."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file, or, when the path ends in ``/``, a directory and all below it. Absent is fine."""
+
+    def list(self, prefix: str, *, deep: bool = False) -> Iterator[Listed]:
+        """Names that start with ``prefix``, in no order: to the next ``/`` only, or with ``deep`` every file below.
+
+        ``prefix`` is a plain string prefix of the whole path (``a/b/`` lists a directory, ``a/b/manifest.`` some of its
+        files). Nothing there is no error. Names that are the backend's own (lock and temporary files) are left out.
+        """
+
+    def rename(self, source: str, target: str) -> None:
+        """Move a directory to a name that is absent or an empty directory; else ``AlreadyExistsError``."""
+
+    def sync(self, paths: Iterable[str]) -> None:
+        """Return once these files, and the directories that name them, survive a crash; at once where not asked for."""
+
+    def map(self, path: str) -> memoryview:
+        """The whole file as a private, writable copy-on-write memory map."""
+
+    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
+        """Wait for the right to replace ``path``; ``WaitTimeoutError`` after ``timeout`` seconds."""

@@ -1,0 +1,37 @@
+"""What ``import ocdbt_py`` does: next to nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ocdbt_py
+
+ROOT = Path(__file__).parent.parent
+
+
+def modules_after(statement: str) -> set[str]:
+    script = f"import sys; sys.path[:0] = ['.', 'backends']; {statement}; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_neither_jax_nor_fsspec_nor_numpy() -> None:
+    loaded = modules_after("import ocdbt_py")
+    assert not loaded & {"jax", "fsspec", "numpy", "zstandard", "tensorstore", "asyncio", "rich"}
+
+
+def test_a_local_database_is_used_without_jax_fsspec_or_asyncio(tmp_path: Path) -> None:
+    loaded = modules_after(f"import ocdbt_py; db = ocdbt_py.open({str(tmp_path)!r}, 'a'); db['a'] = b'b'; db['a']")
+    assert not loaded & {"jax", "fsspec", "tensorstore", "asyncio", "rich"}
+
+
+def test_every_public_name_loads() -> None:
+    for name in ocdbt_py.__all__:
+        assert getattr(ocdbt_py, name) is not None
+    assert set(ocdbt_py.__all__) <= set(dir(ocdbt_py))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    assert not hasattr(ocdbt_py, "no_such_name")
