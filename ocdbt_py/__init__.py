@@ -1,0 +1,71 @@
+"""Read and write TensorStore's OCDBT databases, and Orbax's checkpoints in them, on any URL.
+
+    import ocdbt_py
+
+    ocdbt_py.save("checkpoints/1", {"w": w, "step": 3})     # a checkpoint that Orbax restores
+    ocdbt_py.Checkpoint("checkpoints/1")["w"][:10]          # one slice of one tensor, and only its bytes
+    ocdbt_py.open("checkpoints/1").items()                  # the key-value database below it
+
+Names load on first use: importing this package imports neither fsspec nor JAX, and does no work.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ocdbt_py.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from ocdbt_py.checkpoint.restore import restore as restore
+    from ocdbt_py.checkpoint.save import save as save
+    from ocdbt_py.database import MISSING as MISSING
+    from ocdbt_py.database import Config as Config
+    from ocdbt_py.database import Database as Database
+    from ocdbt_py.database import Entry as Entry
+    from ocdbt_py.database import Version as Version
+    from ocdbt_py.database import WriteOptions as WriteOptions
+    from ocdbt_py.database import open as open
+    from ocdbt_py.errors import *  # noqa: F403
+
+_HOMES = {
+    "checkpoint.checkpoint": ("Checkpoint",),
+    "checkpoint.restore": ("restore",),
+    "checkpoint.save": ("save",),
+    "database": ("MISSING", "Config", "Database", "Entry", "Version", "WriteOptions", "open"),
+    "errors": (
+        "AlreadyExistsError",
+        "ConfigMismatchError",
+        "ConflictError",
+        "CorruptDataError",
+        "InvalidArgumentError",
+        "InvalidTypeError",
+        "KeyNotFoundError",
+        "NotFoundError",
+        "OcdbtError",
+        "PathNotFoundError",
+        "StorageError",
+        "StoragePermissionError",
+        "StructureError",
+        "UncommittedError",
+        "UnsupportedError",
+        "WaitTimeoutError",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,114 @@
+"""One database at one place: its current manifest, its versions' trees, and commits to it.
+
+This is what :class:`~ocdbt_py.database.Database` wraps for users and what the checkpoint layer builds on. It owns the
+node cache and the last manifest seen; it is safe for threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+from ocdbt_py.engine.commit import Committer, Condition, Sources
+from ocdbt_py.engine.entries import AtTime
+from ocdbt_py.engine.manifests import Manifests, Seen
+from ocdbt_py.engine.mutations import Mutations, Staged
+from ocdbt_py.engine.nodes import Nodes
+from ocdbt_py.engine.options import Config, WriteOptions
+from ocdbt_py.engine.tree import NO_VERSION, Tree
+from ocdbt_py.engine.versions import by_generation, by_time, newest_first
+from ocdbt_py.errors import NotFoundError, PathNotFoundError
+from ocdbt_py.format.manifest import MANIFEST_NAME, Manifest
+from ocdbt_py.format.versions import VersionEntry
+from ocdbt_py.storage.protocol import Storage
+
+
+class Engine:
+    """The database at ``base``, a path in ``storage`` without a trailing slash."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        base: str,
+        *,
+        constraints: Config,
+        options: WriteOptions,
+        max_staleness: float,
+        cache_bytes: int,
+        sources: Sources,
+    ) -> None:
+        self.storage = storage
+        self.base = base
+        self.nodes = Nodes(storage, base, cache_bytes)
+        self._manifests = Manifests(storage, base, constraints)
+        self._committer = Committer(storage, base, self._manifests, self.nodes, constraints, options, sources)
+        self._max_staleness = max_staleness
+        self._lock = threading.Lock()
+        self._seen = Seen(None, None)
+        self._seen_at = -float("inf")
+
+    def current(self, max_staleness: float | None = None) -> Seen:
+        """The manifest, re-validated unless that was done within the last ``max_staleness`` seconds."""
+        bound = self._max_staleness if max_staleness is None else max_staleness
+        with self._lock:
+            seen = self._seen
+            if seen.manifest is not None and time.monotonic() - self._seen_at < bound:
+                return seen
+        asked_at = time.monotonic()
+        return self._remember(self._manifests.load(seen if seen.manifest is not None else None), asked_at)
+
+    def create(self) -> None:
+        """Write generation 1, empty. :class:`~ocdbt_py.errors.ConflictError` when something is there."""
+        asked_at = time.monotonic()
+        self._remember(self._committer.create(Seen(None, None)), asked_at)
+
+    def commit(self, mutations: Mutations, condition: Condition | None = None) -> Staged:
+        """One version with all of the mutations, if ``condition`` allows; where their values were put."""
+        with self._lock:
+            seen = self._seen
+        asked_at = time.monotonic()
+        committed = self._committer.commit(mutations, seen, condition)
+        self._remember(committed.seen, asked_at)
+        return committed.staged
+
+    def latest(self) -> Tree:
+        """The newest version's tree."""
+        manifest = self._existing()
+        return Tree(self.nodes, manifest.latest or NO_VERSION)
+
+    def at(self, version: int | AtTime) -> Tree:
+        """The tree of one version; :class:`NotFoundError` says which there are."""
+        manifest = self._existing()
+        if isinstance(version, AtTime):
+            found = by_time(manifest, version.commit_time_ns, self.nodes)
+            wanted = "version committed by then"
+        else:
+            found = by_generation(manifest, version, self.nodes)
+            wanted = f"version v{version}"
+        if found is None:
+            latest = manifest.latest
+            have = f"its newest is v{latest.generation}" if latest is not None else "it has none yet"
+            raise NotFoundError(
+                f"The database has no {wanted}; {have}", kind="version-not-found", url=self.storage.describe(self.base)
+            )
+        return Tree(self.nodes, found)
+
+    def versions(self) -> Iterator[VersionEntry]:
+        """Every version, newest first, as of now."""
+        return newest_first(self._existing(), self.nodes)
+
+    def _existing(self) -> Manifest:
+        manifest = self.current().manifest
+        if manifest is None:
+            raise PathNotFoundError(
+                f"There is no OCDBT database here (no {MANIFEST_NAME})", url=self.storage.describe(self.base)
+            )
+        return manifest
+
+    def _remember(self, seen: Seen, asked_at: float) -> Seen:
+        """Keep the newer of two answers: threads may come back out of order."""
+        with self._lock:
+            if asked_at >= self._seen_at or self._seen.manifest is None:
+                self._seen, self._seen_at = seen, asked_at
+        return seen

@@ -1,0 +1,199 @@
+"""What one commit changes, and the same as sorted columns with every value in its place.
+
+:class:`Mutations` is filled in the order of the calls; a later one wins. :class:`Staged` is made once per commit and
+reused by every retry: values longer than the database's inline limit have been appended to data files, the others lie
+in one string.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdbt_py.engine.columns import INLINE
+from ocdbt_py.engine.data_files import DataFiles
+from ocdbt_py.errors import InvalidArgumentError
+from ocdbt_py.format.btree import LeafNode
+from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.storage.protocol import Buffer
+
+MAX_KEY_BYTES = 65535
+"""Format limit ("Limits")."""
+
+Value = Buffer | Location
+"""The bytes of a value, or where they lie already."""
+
+
+class KeyRange(NamedTuple):
+    """Keys ``start <= key < stop``; ``stop`` None means to the end."""
+
+    start: bytes
+    stop: bytes | None
+
+    @classmethod
+    def of_prefix(cls, prefix: bytes) -> KeyRange:
+        """All keys that start with ``prefix``."""
+        stem = prefix.rstrip(b"\xff")
+        return cls(prefix, stem[:-1] + bytes([stem[-1] + 1]) if stem else None)
+
+    def intersect(self, start: bytes, stop: bytes | None) -> KeyRange | None:
+        """The part inside ``[start, stop)``, None when there is none."""
+        low = max(self.start, start)
+        high = self.stop if stop is None else stop if self.stop is None else min(self.stop, stop)
+        return KeyRange(low, high) if high is None or low < high else None
+
+    def covers(self, start: bytes, stop: bytes | None) -> bool:
+        return self.start <= start and (self.stop is None or (stop is not None and stop <= self.stop))
+
+
+class Mutations:
+    """Puts, deletes and delete-ranges, the later ones over the earlier ones."""
+
+    __slots__ = ("_ranges", "_values")
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, Value | None] = {}
+        self._ranges: list[KeyRange] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._values or self._ranges)
+
+    def put(self, key: bytes, value: Value) -> None:
+        self._values[checked_key(key)] = value
+
+    def update(self, values: Mapping[bytes, Value]) -> None:
+        for key in values:
+            checked_key(key)
+        self._values.update(values)
+
+    def delete(self, key: bytes) -> None:
+        self._values[checked_key(key)] = None
+
+    def delete_range(self, start: bytes, stop: bytes | None) -> None:
+        if stop is not None and start >= stop:
+            return
+        for key in [key for key in self._values if start <= key and (stop is None or key < stop)]:
+            del self._values[key]
+        merged = KeyRange(start, stop)
+        apart = []
+        for other in self._ranges:
+            touches = (other.stop is None or merged.start <= other.stop) and (
+                merged.stop is None or other.start <= merged.stop
+            )
+            if not touches:
+                apart.append(other)
+                continue
+            open_ended = merged.stop is None or other.stop is None
+            merged = KeyRange(
+                min(merged.start, other.start),
+                None if open_ended else max(merged.stop, other.stop),  # type: ignore[type-var]
+            )
+        self._ranges = sorted([*apart, merged], key=lambda r: r.start)
+
+    def stage(self, max_inline: int, prefix: str, data_files: DataFiles) -> Staged:
+        """Sort, and put every value in its place: inline up to ``max_inline`` bytes, else behind ``prefix``."""
+        return stage(self._values, self._ranges, max_inline, prefix, data_files)
+
+
+def checked_key(key: bytes) -> bytes:
+    if len(key) > MAX_KEY_BYTES:
+        raise InvalidArgumentError(
+            f"A key of {len(key)} bytes is longer than the format's limit of {MAX_KEY_BYTES}", key=bytes(key[:64])
+        )
+    return key
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staged:
+    """Sorted mutations. ``keys[i]`` is put, with entry ``put_ranks[i]`` of ``puts``, or deleted.
+
+    ``put_ranks`` has one element more than ``keys``: entries of ``puts`` before mutation ``i``.
+    """
+
+    keys: list[bytes]
+    put_ranks: NDArray[np.int64]
+    puts: LeafNode
+    ranges: list[KeyRange]
+
+    def span(self, start: bytes, stop: bytes | None, low: int = 0, high: int | None = None) -> tuple[int, int]:
+        """The mutations of keys in ``[start, stop)``, searched between ``low`` and ``high``."""
+        high = len(self.keys) if high is None else high
+        first = bisect_left(self.keys, start, low, high)
+        return first, high if stop is None else bisect_left(self.keys, stop, first, high)
+
+    def puts_in(self, low: int, high: int) -> LeafNode:
+        """The entries put by mutations ``[low, high)``, with no more of the inline values than they need."""
+        first, last = int(self.put_ranks[low]), int(self.put_ranks[high])
+        puts = self.puts
+        if first == 0 and last == len(puts.keys):
+            return puts
+        file_ids, offsets, lengths = puts.file_ids[first:last], puts.offsets[first:last], puts.lengths[first:last]
+        inline = np.flatnonzero(file_ids == INLINE)
+        begin = end = 0
+        if len(inline):  # staged in key order, so a run of entries is a run of bytes
+            begin = int(offsets[inline[0]])
+            end = int(offsets[inline[-1]] + lengths[inline[-1]])
+        return LeafNode(
+            keys=puts.keys[first:last],
+            lengths=lengths,
+            file_ids=file_ids,
+            offsets=np.where(file_ids == INLINE, offsets - begin, offsets),
+            inline=puts.inline[begin:end],
+            files=puts.files,
+        )
+
+
+def stage(
+    values: Mapping[bytes, Value | None],
+    ranges: Iterable[KeyRange],
+    max_inline: int,
+    prefix: str,
+    data_files: DataFiles,
+) -> Staged:
+    keys = sorted(values)
+    lengths: list[int] = []
+    file_ids: list[int] = []
+    offsets: list[int] = []
+    inline: list[Buffer] = []
+    inline_size = 0
+    files: dict[DataFileId, int] = {}
+    deleted: list[int] = []
+    for index, key in enumerate(keys):
+        value = values[key]
+        if value is None:
+            deleted.append(index)
+            continue
+        if not isinstance(value, Location):
+            length = len(value)
+            if length <= max_inline:
+                lengths.append(length)
+                file_ids.append(INLINE)
+                offsets.append(inline_size)
+                inline.append(value)
+                inline_size += length
+                continue
+            value = data_files.append(prefix, value)
+        lengths.append(value.length)
+        file_ids.append(files.setdefault(value.file, len(files)))
+        offsets.append(value.offset)
+    is_put = np.ones(len(keys), bool)
+    is_put[deleted] = False
+    put_ranks = np.zeros(len(keys) + 1, np.int64)
+    np.cumsum(is_put, out=put_ranks[1:])
+    put_keys = keys
+    if deleted:
+        put_keys = [key for key in keys if values[key] is not None]
+    puts = LeafNode(
+        keys=put_keys,
+        lengths=np.array(lengths, np.int64),
+        file_ids=np.array(file_ids, np.int64),
+        offsets=np.array(offsets, np.int64),
+        inline=b"".join(inline),
+        files=tuple(files),
+    )
+    return Staged(keys=keys, put_ranks=put_ranks, puts=puts, ranges=list(ranges))

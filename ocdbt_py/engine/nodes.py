@@ -1,0 +1,166 @@
+"""Locations to decoded nodes: read, checked against what referred to them, and cached.
+
+Nodes never change, so what is cached is never re-validated; the cache holds a bounded number of decoded bytes and
+drops what was used longest ago. The checks are those a reader owes its parent ("Checks when following a reference"):
+they end cycles and keep a damaged tree from answering for keys that are not its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TypeVar
+
+from ocdbt_py.errors import CorruptDataError, NotFoundError
+from ocdbt_py.format.btree import InteriorNode, LeafNode, decode_btree_node
+from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.format.versions import VersionNode, decode_version_node
+from ocdbt_py.storage.protocol import Storage
+
+BTreeNode = LeafNode | InteriorNode
+T = TypeVar("T", LeafNode, InteriorNode, VersionNode)
+
+# What a decoded entry costs beside its bytes: the key's object, its slot, and eight bytes in each column.
+_ENTRY_BYTES = 120
+_NODE_BYTES = 1000
+
+
+def file_path(base: str, file: DataFileId) -> str:
+    """The storage path of a data file; a name that leads out of the database is corrupt, as the file driver has it."""
+    relative = (file.base_path + file.relative_path).decode("utf-8", "surrogateescape")
+    if not relative or relative.startswith("/") or "\0" in relative or ".." in relative.split("/"):
+        raise CorruptDataError(
+            f"A reference names the file {relative!r}, which is not a path below the database; "
+            "nothing outside a database is ever opened"
+        )
+    return f"{base}/{relative}"
+
+
+class Nodes:
+    """The nodes and values of the database at ``base`` (a path in ``storage``, without a trailing slash)."""
+
+    def __init__(self, storage: Storage, base: str, cache_bytes: int) -> None:
+        self._storage = storage
+        self._base = base
+        self._cache: OrderedDict[tuple[Location, bytes], tuple[BTreeNode | VersionNode, int]] = OrderedDict()
+        self._limit = cache_bytes
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def btree(self, location: Location, height: int, prefix: bytes, lower: bytes, upper: bytes | None) -> BTreeNode:
+        """The node at ``location``, with full keys; ``prefix`` is what its parent's entry leaves out of them.
+
+        ``height`` is what the parent says, ``lower <= key < upper`` what it allows.
+        """
+        node = self._cached(location, prefix)
+        if node is None:
+            data = self._read(location, "B-tree node")
+            try:
+                node = decode_btree_node(data, base_path=location.file.base_path, prefix=prefix)
+            except CorruptDataError as error:
+                raise self._at(error, location) from None
+            size = len(node.keys) * _ENTRY_BYTES + sum(map(len, node.keys)) + _NODE_BYTES
+            size += len(node.inline) if isinstance(node, LeafNode) else 0
+            self._keep(location, prefix, node, size)
+        assert not isinstance(node, VersionNode)
+        self._check(node, location, height, lower, upper)
+        return node
+
+    def version_node(self, location: Location, height: int, arity_log2: int, generation: int) -> VersionNode:
+        """The version tree node at ``location``, which must have this height, arity and last generation."""
+        node = self._cached(location, b"")
+        if node is None:
+            data = self._read(location, "Version tree node")
+            try:
+                node = decode_version_node(data, base_path=location.file.base_path)
+            except CorruptDataError as error:
+                raise self._at(error, location) from None
+            self._keep(location, b"", node, _NODE_BYTES + len(node.entries) * 4 * _ENTRY_BYTES)
+        assert isinstance(node, VersionNode)
+        for what, expected, found in (
+            ("height", height, node.height),
+            ("version_tree_arity_log2", arity_log2, node.version_tree_arity_log2),
+            ("last generation", generation, node.entries[-1].generation),
+        ):
+            if expected != found:
+                message = f"Version tree node: expected {what} {expected}, found {found}"
+                raise self._at(CorruptDataError(message), location)
+        return node
+
+    def values(self, ranges: Sequence[tuple[Location, int, int]]) -> list[bytes]:
+        """Bytes ``[start, stop)`` of each stored value, requested together."""
+        if not ranges:
+            return []
+        requests = [
+            (file_path(self._base, where.file), where.offset + start, where.offset + stop)
+            for where, start, stop in ranges
+        ]
+        try:
+            return self._storage.read_many(requests)
+        except NotFoundError as error:
+            raise self._missing(error, "A value", error.path) from error
+
+    def _read(self, location: Location, what: str) -> bytes:
+        path = file_path(self._base, location.file)
+        try:
+            found = self._storage.read(path, location.offset, location.offset + location.length)
+        except NotFoundError as error:
+            raise self._missing(error, what, path) from error
+        data = found.data  # type: ignore[union-attr]
+        if len(data) != location.length:
+            raise CorruptDataError(
+                f"{what}: {location.length} bytes expected, but the file has {found.size} in all; "  # type: ignore[union-attr]
+                "it was cut short or is another database's",
+                path=path,
+                offset=location.offset,
+            )
+        return data
+
+    def _missing(self, error: NotFoundError, what: str, path: str | None) -> CorruptDataError:
+        return CorruptDataError(
+            f"{what} lies in a data file that is not there; the directory was copied without it, or it was deleted",
+            path=path or error.path,
+            url=self._storage.describe(self._base),
+        )
+
+    def _at(self, error: CorruptDataError, location: Location) -> CorruptDataError:
+        path = file_path(self._base, location.file)
+        return CorruptDataError(
+            error.message,
+            path=path,
+            offset=location.offset + (error.offset or 0),
+            url=self._storage.describe(self._base),
+        )
+
+    def _check(self, node: BTreeNode, location: Location, height: int, lower: bytes, upper: bytes | None) -> None:
+        found = node.height if isinstance(node, InteriorNode) else 0
+        if found != height:
+            problem = f"expected height {height}, found {found}"
+        elif node.keys[0] < lower:
+            problem = f"first key {node.keys[0]!r} is less than {lower!r}, where its parent has it begin"
+        elif upper is not None and node.keys[-1] >= upper:
+            problem = f"last key {node.keys[-1]!r} is not less than {upper!r}, where its parent has the next node begin"
+        else:
+            return
+        raise self._at(CorruptDataError(f"B-tree node: {problem}"), location)
+
+    def _cached(self, location: Location, prefix: bytes) -> BTreeNode | VersionNode | None:
+        with self._lock:
+            found = self._cache.get((location, prefix))
+            if found is None:
+                return None
+            self._cache.move_to_end((location, prefix))
+            return found[0]
+
+    def _keep(self, location: Location, prefix: bytes, node: BTreeNode | VersionNode, size: int) -> None:
+        if size > self._limit:
+            return
+        with self._lock:
+            if (location, prefix) in self._cache:
+                return
+            self._cache[location, prefix] = (node, size)
+            self._held += size
+            while self._held > self._limit:
+                _, (_, dropped) = self._cache.popitem(last=False)
+                self._held -= dropped

@@ -1,0 +1,110 @@
+"""One version's keys: look one up, look many up, scan a range in order.
+
+A lookup walks down one path; many lookups share it. A scan holds one node per level, whatever the size of the tree. All
+of it reads only nodes whose range is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+
+from ocdbt_py.engine.nodes import BTreeNode, Nodes
+from ocdbt_py.format.btree import InteriorNode, LeafNode
+from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.versions import VersionEntry
+
+Found = bytes | Location | None
+"""An inline value, where an out-of-line one lies, or nothing."""
+
+NO_VERSION = VersionEntry(0, 0, None, 0, 0, 0, 0)
+"""A database before its first commit."""
+
+
+class Tree:
+    """The B-tree of one version. Immutable, and so are all answers."""
+
+    __slots__ = ("_nodes", "version")
+
+    def __init__(self, nodes: Nodes, version: VersionEntry) -> None:
+        self._nodes = nodes
+        self.version = version
+
+    def lookup(self, key: bytes) -> Found:
+        return self.lookup_many([key])[0]
+
+    def lookup_many(self, keys: Sequence[bytes]) -> list[Found]:
+        """The value of each key, in the order asked; every node on the way is visited once."""
+        found: list[Found] = [None] * len(keys)
+        root = self._root()
+        if root is None:
+            return found
+        order = sorted(range(len(keys)), key=keys.__getitem__) if len(keys) > 1 else [0]
+        pending: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(order))]
+        while pending:
+            node, upper, low, high = pending.pop()
+            if isinstance(node, LeafNode):
+                for i in order[low:high]:
+                    at = bisect_left(node.keys, keys[i])
+                    if at < len(node.keys) and node.keys[at] == keys[i]:
+                        found[i] = node.value(at)
+                continue
+            while low < high:
+                key = keys[order[low]]
+                child = bisect_right(node.keys, key) - 1
+                if child < 0:  # before the first key of the tree
+                    low += 1
+                    continue
+                end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
+                stop = low + 1
+                if stop < high:
+                    stop = high if end is None else bisect_left(order, end, stop, high, key=keys.__getitem__)
+                if stop - low > 1 or key.startswith(node.keys[child][: int(node.subtree_prefix_lengths[child])]):
+                    below, end = self._child(node, upper, child)
+                    pending.append((below, end, low, stop))
+                low = stop
+        return found
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[LeafNode, int, int]]:
+        """The leaves that hold keys in ``[start, stop)``, in order, each with the run of its entries in the range."""
+        root = self._root()
+        if root is None or (stop is not None and start >= stop):
+            return
+        # the open path: each node with its upper bound and the children still to be visited
+        path: list[tuple[BTreeNode, bytes | None, Iterator[int]]] = [(root, None, _children(root, start, stop))]
+        while path:
+            node, upper, children = path[-1]
+            if isinstance(node, LeafNode):
+                low = bisect_left(node.keys, start)
+                high = len(node.keys) if stop is None else bisect_left(node.keys, stop)
+                if low < high:
+                    yield node, low, high
+                path.pop()
+                continue
+            child = next(children, None)
+            if child is None:
+                path.pop()
+                continue
+            below, end = self._child(node, upper, child)
+            path.append((below, end, _children(below, start, stop)))
+
+    def _child(self, node: InteriorNode, upper: bytes | None, child: int) -> tuple[BTreeNode, bytes | None]:
+        """A child and the key before which it must end."""
+        key = node.keys[child]
+        end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
+        prefix = key[: int(node.subtree_prefix_lengths[child])]
+        return self._nodes.btree(node.location(child), node.height - 1, prefix, key, end), end
+
+    def _root(self) -> BTreeNode | None:
+        version = self.version
+        if version.root is None:
+            return None
+        return self._nodes.btree(version.root, version.root_height, b"", b"", None)
+
+
+def _children(node: BTreeNode, start: bytes, stop: bytes | None) -> Iterator[int]:
+    """The entries of an interior node whose subtrees may hold keys in ``[start, stop)``."""
+    if isinstance(node, LeafNode):
+        return iter(())
+    first = max(0, bisect_right(node.keys, start) - 1)
+    return iter(range(first, len(node.keys) if stop is None else bisect_left(node.keys, stop)))
