@@ -29,49 +29,40 @@ _ARCHIVES = Path(__file__).parent / "corpus"
 
 
 @dataclass(frozen=True)
-class Case:
-    """A database in the directory ``db``, written (or damaged) and observed by TensorStore."""
-
+class _Observed:
     name: str
     directory: Path
-
-    @property
-    def db(self) -> Path:
-        return self.directory / "db"
 
     @functools.cached_property
     def expected(self) -> dict[str, Any]:
         """``expected.json``; ``corpus/README.md`` says what is in it."""
-        return _read_json(self.directory / "expected.json")
+        content: dict[str, Any] = json.loads((self.directory / "expected.json").read_bytes())
+        return content
 
     def __str__(self) -> str:
         return self.name
 
 
-@dataclass(frozen=True)
-class OrbaxCase:
-    """A checkpoint, or the root directory of a manager, in the directory ``checkpoint``."""
+class Case(_Observed):
+    """A database in the directory ``db``, written (or damaged by hand) and observed by TensorStore."""
 
-    name: str
-    directory: Path
+    @property
+    def db(self) -> Path:
+        return self.directory / "db"
+
+
+class OrbaxCase(_Observed):
+    """A checkpoint, or the root directory of a manager, in the directory ``checkpoint``."""
 
     @property
     def checkpoint(self) -> Path:
         return self.directory / "ckpt"
 
     @functools.cached_property
-    def expected(self) -> dict[str, Any]:
-        """``expected.json``; the docstring of ``corpus/make_orbax_corpus.py`` is its schema."""
-        return _read_json(self.directory / "expected.json")
-
-    @functools.cached_property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The values before they were saved (``expected.npz``)."""
         with np.load(self.directory / "expected.npz") as archive:
             return dict(archive)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def ocdbt_cases() -> list[Case]:
@@ -108,8 +99,3 @@ def _unpacked(archive: str) -> Path:
 def _extract(archive: Path, directory: Path) -> None:
     with tarfile.open(archive) as tar:
         tar.extractall(directory, filter="data")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_bytes())
-    return content
