@@ -1,8 +1,8 @@
 """From what a user calls a place to the storage that holds it and the path in it.
 
-A place is spelled as a ``str`` (any fsspec URL, or a path), a path-like object, a ``UPath`` or an ``epath.Path``, perhaps
-with ``storage_options`` for the URL or with the fsspec filesystem ``fs`` in which it is a path. A ``str`` may also be
-TensorStore's URL of a key-value store in a database, percent-encoded as TensorStore spells it::
+A place is spelled as a ``str`` (any fsspec URL, or a path), a path-like object, a ``UPath`` or an ``epath.Path``,
+perhaps with ``storage_options`` for the URL, or with the fsspec filesystem ``fs`` in which it is a path. A ``str`` may
+also be TensorStore's URL of a key-value store in a database, percent-encoded as TensorStore spells it::
 
     BASE|ocdbt:@v3/prefix        BASE|ocdbt:@2026-01-31T12:00:00Z/prefix        BASE|ocdbt:prefix        BASE|ocdbt
 
@@ -42,7 +42,8 @@ _COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 _OCDBT = re.compile(r"\|ocdbt(?::|$)")
 _VERSION = re.compile(r"v0*[1-9][0-9]*|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?Z")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_USER_INFO = re.compile(r"[^/]*@|[^/:@]*:(?![0-9]*(?:/|$))[^@]*@")
+# The second form is a password with a slash in it: what follows the colon is no port.
+_USER_INFO = re.compile(r"\A(?:[^/]*@|[^/:@]*:(?![0-9]*(?:/|\Z))[^@]*@)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,9 @@ def resolve(
         storage, path = _in_filesystem(fs, base, settings)
     else:
         found = _SCHEME.match(base)
-        backend = _backend(found[1].lower() if found else "file", base)
-        storage, path = backend.from_url(base, options or {}, settings)
+        scheme = found[1].lower() if found else ""
+        base = scheme + base[len(scheme) :]
+        storage, path = _backend(scheme or "file", base).from_url(base, options or {}, settings)
     return Place(storage, path, storage.describe(path), version, prefix)
 
 
@@ -119,7 +121,7 @@ def safe_url(url: str) -> str:
     links = []
     for link in url.split("::"):
         scheme, separator, rest = link.partition("://")
-        links.append(scheme + separator + _USER_INFO.sub("", re.split("[?#]", rest)[0], count=1) if separator else link)
+        links.append(scheme + separator + _USER_INFO.sub("", re.split("[?#]", rest)[0]) if separator else link)
     return "::".join(links)
 
 
@@ -134,11 +136,13 @@ def load_backend(target: str) -> Any:
             raise
         folder = Path(__file__).parents[2] / "backends"
         remedy = (
-            f"this is a clone that is not installed: run pip install --editable {folder.parent}, or put {folder} on PYTHONPATH"
+            f"this clone is not installed: run pip install --editable {folder.parent}, or put {folder} on PYTHONPATH"
             if (folder / package).is_dir()
             else "it belongs to the distribution ocdbt-py: install that again"
         )
-        raise UnsupportedError(f"The package {package}, which holds the storage backends, is missing; {remedy}") from error
+        raise UnsupportedError(
+            f"The package {package}, which holds the storage backends, is missing; {remedy}"
+        ) from error
 
 
 def _spelled(url: object, options: Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any] | None]:
@@ -204,7 +208,8 @@ def _backend(scheme: str, url: str) -> Backend:
         return cast(Backend, load_backend(target))
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         return cast(Backend, entry_point.load())
+    served = ", ".join(f"{name}://" for name in _BACKENDS)
     raise UnsupportedError(
-        f"No backend serves {scheme}:// ({safe_url(url)}). Served are {', '.join(f'{name}://' for name in _BACKENDS)} and "
-        f"local paths; copy it to one of these, or install a backend that registers {scheme} as {ENTRY_POINT_GROUP}"
+        f"No backend serves {scheme}:// ({safe_url(url)}). Served are {served} and local paths: copy the data there, "
+        f"or install a package that has an entry point {scheme} in the group {ENTRY_POINT_GROUP}"
     )

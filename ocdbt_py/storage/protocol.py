@@ -112,7 +112,10 @@ class Hold(Protocol):
 
 @runtime_checkable
 class Storage(Protocol):
-    """One filesystem or bucket. Safe for threads; every method blocks until done."""
+    """One filesystem or bucket. Safe for threads; every method blocks until done.
+
+    Two storages are equal where the same path means the same file in both, however they write it.
+    """
 
     @property
     def capabilities(self) -> Capabilities: ...

@@ -1,0 +1,165 @@
+"""Whose turn it is to replace a local file: the lock protocol of TensorStore's file driver, so that both may write.
+
+The lock of a file ``K`` is the file ``K.__lock``. In mode ``os`` a writer
+
+    opens it, creating it       takes the open-file-description lock of the whole file
+    opens the name again        another inode: the lock was used up by its holder, so start over with the new one
+
+and then may check and replace ``K``, after which it removes ``K.__lock`` while still holding it. Only the holder may
+remove the file, so whoever passed the second check is alone. When a holder dies, the kernel frees its lock. In mode
+``lockfile`` to create the file is to hold the lock, and nothing frees it after a crash. Mode ``none`` excludes nobody.
+Modes do not see each other: all writers of a database must use the same one.
+
+Open-file-description locks, because POSIX record locks go with any ``close`` in the process and do not exclude threads,
+and on Linux ``flock`` does not exclude TensorStore. Where the kernel has none, ``flock``, as TensorStore does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from contextlib import suppress
+
+from ocdbt_py.errors import StorageError, WaitTimeoutError
+
+SUFFIX = ".__lock"
+"""Ends the name of every lock and temporary file; TensorStore's listings leave such names out, and so do ours."""
+
+LOCKFILE_PATIENCE = 60.0
+"""Seconds that mode ``lockfile`` waits where the caller sets no limit: the holder may be dead."""
+
+_FIRST_PAUSE = 0.0002
+_LONGEST_PAUSE = 0.001
+
+_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
+_OFD_SETLKW = getattr(fcntl, "F_OFD_SETLKW", None)
+# struct flock: type, whence, start, length (0: to the end, wherever that is), pid (0 for this kind of lock)
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_NOTHING = struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+
+
+class Lock:
+    """The lock of the file ``path``, held from :meth:`acquire` to :meth:`release`. Raises plain ``OSError`` too."""
+
+    def __init__(self, path: str, locking: str) -> None:
+        self._name = path + SUFFIX
+        self._locking = locking
+        self._fd = -1
+
+    def acquire(self, timeout: float | None = None) -> None:
+        """Wait for ``timeout`` seconds, or as long as it takes; :class:`WaitTimeoutError` after that."""
+        if self._locking == "os":
+            self._fd = self._acquire_os(timeout)
+        elif self._locking == "lockfile":
+            self._fd = self._acquire_lockfile(LOCKFILE_PATIENCE if timeout is None else timeout)
+
+    def release(self) -> None:
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            with suppress(FileNotFoundError):  # the whole directory was removed meanwhile
+                os.unlink(self._name)
+        finally:
+            if self._locking == "os":
+                _unlock(fd)
+            os.close(fd)
+
+    def _acquire_os(self, timeout: float | None) -> int:
+        pauses = _Pauses(timeout, self._name, "another writer holds its lock")
+        fd = self._open()
+        while True:
+            try:
+                if timeout is None:
+                    _lock(fd, wait=True)
+                else:
+                    # A blocking wait could not end in time, and a thread left in one would take the lock one day.
+                    while not _lock(fd, wait=False):
+                        pauses.wait()
+                again = self._open()
+            except BaseException:
+                _unlock(fd)
+                os.close(fd)
+                raise
+            if os.path.sameopenfile(fd, again):
+                os.close(again)
+                break
+            _unlock(fd)
+            os.close(fd)
+            fd = again
+        if os.fstat(fd).st_size:
+            # TensorStore writes the new content into this file, without truncating what a crash may have left in it
+            os.ftruncate(fd, 0)
+        return fd
+
+    def _acquire_lockfile(self, timeout: float) -> int:
+        pauses = _Pauses(timeout, self._name, "it is there; if the writer that made it is dead, remove it")
+        while True:
+            try:
+                return os.open(self._name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                pauses.wait()
+
+    def _open(self) -> int:
+        return os.open(self._name, os.O_CREAT | os.O_WRONLY, 0o666)
+
+
+class _Pauses:
+    """Longer and longer sleeps, up to a deadline."""
+
+    def __init__(self, timeout: float | None, name: str, reason: str) -> None:
+        self._timeout = timeout
+        self._deadline = time.monotonic() + (timeout or 0.0)
+        self._message = f"Waited {timeout} seconds for {name}: {reason}"
+        self._pause = _FIRST_PAUSE
+
+    def wait(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(self._message, kind="lock-timeout")
+        time.sleep(min(self._pause, left))
+        self._pause = min(1.1 * self._pause, _LONGEST_PAUSE)
+
+
+def _lock(fd: int, *, wait: bool) -> bool:
+    """Whether the lock is ours now; always, when waiting."""
+    try:
+        if _OFD_SETLK is None or _OFD_SETLKW is None:
+            return _flock(fd, wait)
+        try:
+            fcntl.fcntl(fd, _OFD_SETLKW if wait else _OFD_SETLK, _WHOLE_FILE)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTSUP):
+                return _flock(fd, wait)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS):
+            raise StorageError(
+                f"This filesystem has no file locks ({error.strerror}); use locking='lockfile' in every writer, or "
+                "locking='none' if there is only one",
+                kind="no-locks",
+            ) from error
+        raise
+
+
+def _flock(fd: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(fd: int) -> None:
+    """Unlock, though a close follows: a child forked meanwhile has the same open file, and would keep the lock."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    if _OFD_SETLK is not None:
+        with suppress(OSError):
+            fcntl.fcntl(fd, _OFD_SETLK, _NOTHING)
