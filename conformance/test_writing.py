@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import tensorstore as ts
 import zstandard
-from ocdbt_py.storage.location import resolve
 
 import ocdbt_py
 from conformance.corpus import Case, ocdbt_cases
@@ -16,6 +15,7 @@ from conformance.observe import config_of, digest, engine_of, mutations_of, tree
 from ocdbt_py.database import open_place
 from ocdbt_py.engine.commit import Sources
 from ocdbt_py.format.datafile import Location
+from ocdbt_py.storage.location import Settings, resolve
 
 REPLAYED = [case for case in ocdbt_cases() if case.expected.get("batches") is not None]
 SINGLE = [case for case in REPLAYED if len(case.expected["batches"]) == 1]
@@ -26,7 +26,7 @@ SAME_ZSTD = zstandard.ZSTD_VERSION == (1, 5, 7)
 def replay(case: Case, directory: Path, sources: Sources | None = None) -> None:
     expected = case.expected
     options = ocdbt_py.WriteOptions(**expected["open_options"])
-    place = resolve(directory)
+    place = resolve(directory, settings=Settings(durable=False))
     config = config_of(expected["create_config"])
     with open_place(place, "x", config=config, write_options=options, sources=sources) as db:
         for batch in expected["batches"]:

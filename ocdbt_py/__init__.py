@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ocdbt_py.care.check import Report as Report
+    from ocdbt_py.care.check import check as check
     from ocdbt_py.checkpoint.checkpoint import Checkpoint as Checkpoint
     from ocdbt_py.checkpoint.restore import restore as restore
     from ocdbt_py.checkpoint.save import save as save
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ocdbt_py.errors import *  # noqa: F403
 
 _HOMES = {
+    "care.check": ("Report", "check"),
     "checkpoint.checkpoint": ("Checkpoint",),
     "checkpoint.restore": ("restore",),
     "checkpoint.save": ("save",),

@@ -8,13 +8,17 @@ version from its first step to its last. Every write is one commit.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
-from ocdbt_py.database_views import Items, Keys, Values
+from ocdbt_py.copying import copied, relative_base
+from ocdbt_py.database_reading import Readable, Run
 from ocdbt_py.engine.commit import Condition, Sources
 from ocdbt_py.engine.engine import Engine
 from ocdbt_py.engine.entries import Entry, Version, generation_of, parse_version
@@ -25,19 +29,23 @@ from ocdbt_py.errors import (
     AlreadyExistsError,
     ConflictError,
     InvalidArgumentError,
-    InvalidTypeError,
     KeyNotFoundError,
     PathNotFoundError,
     UnsupportedError,
 )
+from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.manifest import MANIFEST_NAME
+from ocdbt_py.keys_and_values import Key, encoded_key, pairs_of, value_buffer
 from ocdbt_py.storage.location import Place, Settings, resolve
 from ocdbt_py.storage.protocol import Buffer
+from ocdbt_py.transaction import Transaction
 
 __all__ = ["MISSING", "Config", "Database", "Entry", "Version", "WriteOptions", "open"]
 
-Key = bytes | str
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
+"""Seconds between two attempts of a transaction."""
 
 
 class Missing(enum.Enum):
@@ -48,7 +56,6 @@ class Missing(enum.Enum):
 
 MISSING: Literal[Missing.MISSING] = Missing.MISSING
 Mode = Literal["r", "r+", "a", "x"]
-Request = Key | tuple[Key, int, int | None]
 T = TypeVar("T")
 
 
@@ -189,7 +196,7 @@ def _nothing_at(place: Place) -> PathNotFoundError:
     )
 
 
-class Database(MutableMapping[bytes, bytes]):
+class Database(Readable):
     """A database, or one version of it. Made by :func:`open`; a context manager; safe for threads; picklable.
 
     ``str`` keys are taken as UTF-8; keys come out as ``bytes``, in byte order. Equality goes by identity.
@@ -198,110 +205,32 @@ class Database(MutableMapping[bytes, bytes]):
     def __init__(
         self, place: Place, engine: Engine, *, writable: bool, tree: Tree | None, options: dict[str, Any]
     ) -> None:
+        super().__init__(place.prefix, place.url)
         self._place = place
         self._options = options
         self._engine = engine
         self._writable = writable
         self._fixed = tree
-        self._prefix = place.prefix
         self._closed = False
 
-    # --- one key
-
-    def __getitem__(self, key: Key) -> bytes:
-        return self.read(key)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes | str) and self._tree().lookup(self._full(key)) is not None
-
-    def read(self, key: Key, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes ``[start, stop)`` of a value; a negative ``start`` asks for that many at the end. Only they are read.
-
-        Absent: :class:`KeyNotFoundError`. Out of range: :class:`InvalidArgumentError`, nothing is clipped.
-        """
-        found = self._lookup(self._tree(), key)
-        low, high = _value_range(key, found, start, stop)
-        if isinstance(found, Location):
-            return self._engine.nodes.values([(found, low, high)])[0] if low < high else b""
-        return found[low:high]
-
-    def stat(self, key: Key) -> Entry:
-        """Size, generation and, for an out-of-line value, location; :class:`KeyNotFoundError` if absent."""
-        found = self._lookup(self._tree(), key)
-        return Entry(_encoded(key), found)
-
-    def lookup(self, key: Key) -> tuple[bytes, Entry]:
-        """The value and its entry, of one version."""
-        found = self._lookup(self._tree(), key)
-        return _value_of(self._engine, found), Entry(_encoded(key), found)
-
-    # --- many keys
-
-    @overload
-    def read_many(self, requests: Iterable[Request]) -> list[bytes]: ...
-    @overload
-    def read_many(self, requests: Iterable[Request], default: T) -> list[bytes | T]: ...
-    def read_many(self, requests: Iterable[Request], default: Any = UNSET) -> list[Any]:
-        """The values, or with ``(key, start, stop)`` parts of them, all of one version, fetched together.
-
-        Absent keys: one :class:`KeyNotFoundError` that lists them, or ``default`` in their places.
-        """
-        wanted = [request if isinstance(request, tuple) else (request, 0, None) for request in requests]
-        found = self._tree().lookup_many([self._full(key) for key, _, _ in wanted])
-        if default is UNSET:
-            missing = [_encoded(key) for (key, _, _), value in zip(wanted, found, strict=True) if value is None]
-            if missing:
-                shown = ", ".join(map(repr, missing[:10])) + (" …" if len(missing) > 10 else "")
-                raise KeyNotFoundError(
-                    f"{len(missing)} of {len(wanted)} keys are not in the database: {shown}", url=self._place.url
-                )
-        answers: list[Any] = [default] * len(wanted)
-        remote: list[tuple[Location, int, int]] = []
-        places: list[int] = []
-        for i, ((key, start, stop), value) in enumerate(zip(wanted, found, strict=True)):
-            if value is None:
-                continue
-            low, high = _value_range(key, value, start, stop)
-            if not isinstance(value, Location):
-                answers[i] = value[low:high]
-            elif low == high:
-                answers[i] = b""
-            else:
-                remote.append((value, low, high))
-                places.append(i)
-        for i, data in zip(places, self._engine.nodes.values(remote), strict=True):
-            answers[i] = data
-        return answers
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.keys())
+    # --- reading
 
     def __len__(self) -> int:
         """From the root's statistics; below a prefix, by counting."""
         if self._prefix:
-            return sum(len(batch) for batch in self.batches(b"", values=False))
+            return sum(map(len, self._batches(b"")))
         return self._tree().version.num_keys
 
-    def keys(self, prefix: Key = b"") -> Keys:  # type: ignore[override]
-        """The keys in byte order, as a dict's; with ``prefix``, those that start with it."""
-        return Keys(self, _encoded(prefix))
+    def _find(self, keys: list[bytes]) -> list[Found]:
+        return self._tree().lookup_many(keys)
 
-    def values(self, prefix: Key = b"") -> Values:  # type: ignore[override]
-        """The values in key order; fetched in batches while iterating."""
-        return Values(self, _encoded(prefix))
+    def _runs(self, inside: KeyRange) -> Iterator[Run]:
+        for leaf, low, high in self._tree().scan(*inside):
+            yield Run(leaf.keys[low:high], partial(_value_at, leaf, low))
 
-    def items(self, prefix: Key = b"") -> Items:  # type: ignore[override]
-        """Keys and values in key order; values are fetched in batches while iterating."""
-        return Items(self, _encoded(prefix))
-
-    def scan(self, start: Key | None = None, stop: Key | None = None, prefix: Key | None = None) -> Iterator[Entry]:
-        """The entries with ``start <= key < stop`` that start with ``prefix``, in order, of the version of the first
-        step. Only subtrees in the range are read, and one node per level is held."""
-        low = b"" if start is None else _encoded(start)
-        inside: KeyRange | None = KeyRange(low, None if stop is None else _encoded(stop))
-        if prefix is not None:
-            inside = inside.intersect(*KeyRange.of_prefix(_encoded(prefix))) if inside is not None else None
-        return self._scan(inside) if inside is not None else iter(())
+    def _fetch(self, ranges: Sequence[tuple[Location, int, int]]) -> list[bytes]:
+        self._check_open()
+        return self._engine.nodes.values(ranges)
 
     # --- writing
 
@@ -312,7 +241,8 @@ class Database(MutableMapping[bytes, bytes]):
         full = self._full(key)
 
         def there(tree: Tree) -> None:
-            self._lookup(tree, key)
+            if tree.lookup(full) is None:
+                raise KeyNotFoundError(f"Key {key!r} is not in {self._url}", key=encoded_key(key), url=self._url)
 
         mutations = Mutations()
         mutations.delete(full)
@@ -324,10 +254,12 @@ class Database(MutableMapping[bytes, bytes]):
         With ``if_equal``, only if the value there now has that generation, or with :data:`MISSING` if there is none;
         else :class:`ConflictError`, and nothing changes.
         """
+        full, buffer = self._full(key), value_buffer(value)
         mutations = Mutations()
-        mutations.put(self._full(key), _as_value(value))
-        staged = self._commit(mutations, self._expects(key, if_equal))
-        return generation_of(staged.puts.value(0))
+        mutations.put(full, buffer)
+        found = self._commit(mutations, self._expects(key, if_equal)).find(full, buffer)
+        # None: another thread's write went into the same version after this one, which nobody will ever see
+        return generation_of(bytes(buffer) if found is None else found)
 
     def delete(self, key: Key, *, if_equal: bytes | Missing | None = None) -> None:
         """Make sure that a key is absent, in a commit of its own; ``if_equal`` as for :meth:`write`."""
@@ -348,7 +280,7 @@ class Database(MutableMapping[bytes, bytes]):
                 if default is UNSET:
                     raise
                 return default
-            if self._unless_changed(lambda generation=entry.generation: self.delete(key, if_equal=generation)):
+            if self._unless_changed(partial(self.delete, key, if_equal=entry.generation)):
                 return value
 
     def popitem(self) -> tuple[bytes, bytes]:
@@ -356,32 +288,23 @@ class Database(MutableMapping[bytes, bytes]):
         while True:
             first = next(self.scan(), None)
             if first is None:
-                raise KeyNotFoundError(f"{self._place.url} is empty", url=self._place.url)
+                raise KeyNotFoundError(f"{self._url} is empty", url=self._url)
             with suppress(KeyNotFoundError):
                 return first.key, self.pop(first.key)
 
-    def setdefault(self, key: Key, default: Buffer = b"") -> bytes:  # type: ignore[override]
+    def setdefault(self, key: Key, default: Buffer = b"") -> bytes:
         """The value of a key; if there is none, ``default`` is put, in one commit, and returned."""
         while True:
             with suppress(KeyNotFoundError):
                 return self.read(key)
-            if self._unless_changed(lambda: self.write(key, default, if_equal=MISSING)):
+            if self._unless_changed(partial(self.write, key, default, if_equal=MISSING)):
                 return bytes(default)
 
     def update(self, values: Any = (), /, **named: Buffer) -> None:
         """Put all of a mapping, or of pairs, in one commit."""
-        pairs: Iterable[tuple[Key, Buffer]]
-        if isinstance(values, Mapping):
-            pairs = values.items()
-        elif hasattr(values, "keys"):
-            pairs = ((key, values[key]) for key in values.keys())  # noqa: SIM118
-        else:
-            pairs = values
         mutations = Mutations()
-        for key, value in pairs:
-            mutations.put(self._full(key), _as_value(value))
-        for name, value in named.items():
-            mutations.put(self._full(name), _as_value(value))
+        for key, value in pairs_of(values, named):
+            mutations.put(self._full(key), value_buffer(value))
         if mutations:
             self._commit(mutations)
 
@@ -390,16 +313,8 @@ class Database(MutableMapping[bytes, bytes]):
 
         Subtrees that lie whole in the range are dropped unread. A range that holds nothing adds no version.
         """
-        if (prefix is None) == (start is None and stop is None):
-            raise InvalidArgumentError("delete_range takes a start and stop, or a prefix; clear() removes everything")
-        if prefix is not None:
-            inside = KeyRange.of_prefix(self._full(prefix))
-        else:
-            whole = KeyRange.of_prefix(self._prefix)
-            low = self._full(b"" if start is None else start)
-            inside = KeyRange(low, whole.stop if stop is None else self._full(stop))
         mutations = Mutations()
-        mutations.delete_range(*inside)
+        mutations.delete_range(*self._range_to_delete(start, stop, prefix))
         self._commit(mutations)
 
     def clear(self) -> None:
@@ -407,6 +322,49 @@ class Database(MutableMapping[bytes, bytes]):
         mutations = Mutations()
         mutations.delete_range(*KeyRange.of_prefix(self._prefix))
         self._commit(mutations)
+
+    def transaction(self) -> Transaction:
+        """A snapshot to read and write, committed whole at the end of a ``with`` block, or not at all.
+
+        :class:`ConflictError` at the commit names what others changed of what it had read; :meth:`run` starts over.
+        """
+        self._check_writable()
+        return Transaction(self._tree(), self._prefix, self._url, self._commit, self._copy)
+
+    def run(self, work: Callable[[Transaction], T], timeout: float = 60) -> T:
+        """Call ``work`` with a transaction and commit it; start over on conflict, for ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                transaction = self.transaction()
+                with transaction:
+                    return work(transaction)
+            except ConflictError:
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def copy_from(self, other: Database, prefix: Key = b"", to: Key = b"") -> None:
+        """Put everything of ``other`` that starts with ``prefix``, with ``to`` in its place, in one commit.
+
+        Where ``other`` lies in or below this database's directory, out-of-line values are not moved: the new entries
+        refer to the files they are in, which must stay. Elsewhere the values are copied. To merge several databases in
+        one version, call :meth:`Transaction.copy_from` for each.
+        """
+        mutations = Mutations()
+        self._copy(mutations, other, prefix, to)
+        if mutations:
+            self._commit(mutations)
+
+    def _copy(self, mutations: Mutations, other: Database, prefix: Key, to: Key) -> None:
+        """Stage what :meth:`copy_from` puts."""
+        reach = relative_base(self._place, other._place)
+        cut, target = len(other._full(prefix)), self._full(to)
+        for run in other._runs(KeyRange.of_prefix(other._full(prefix))):
+            for i, key in enumerate(run.keys):
+                mutations.put(target + key[cut:], copied(run.value(i), reach, other._fetch))
 
     # --- versions
 
@@ -468,39 +426,9 @@ class Database(MutableMapping[bytes, bytes]):
     def __repr__(self) -> str:
         pinned = f" at v{self._fixed.version.generation}" if self._fixed is not None else ""
         mode = "" if self._writable else ", read only"
-        return f"<ocdbt_py.Database {self._place.url}{pinned}{mode}{', closed' if self._closed else ''}>"
-
-    # --- for the views
-
-    def batches(self, prefix: bytes, *, values: bool) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Keys and, if asked for, values below ``prefix``, in order, some at a time, of one version."""
-        inside = KeyRange.of_prefix(self._prefix + prefix)
-        cut = len(self._prefix)
-        for leaf, low, high in self._tree().scan(*inside):
-            if not values:
-                yield [(key[cut:], b"") for key in leaf.keys[low:high]]
-                continue
-            while low < high:
-                size, stop = 0, low
-                while stop < high and (stop == low or size + int(leaf.lengths[stop]) <= _BATCH_BYTES):
-                    size += int(leaf.lengths[stop])
-                    stop += 1
-                found: list[Found] = [leaf.value(i) for i in range(low, stop)]
-                yield [
-                    (key[cut:], value)
-                    for key, value in zip(leaf.keys[low:stop], _values_of(self._engine, found), strict=True)
-                ]
-                low = stop
+        return f"<ocdbt_py.Database {self._url}{pinned}{mode}{', closed' if self._closed else ''}>"
 
     # --- within
-
-    def _scan(self, inside: KeyRange) -> Iterator[Entry]:
-        cut = len(self._prefix)
-        whole = KeyRange.of_prefix(self._prefix)
-        stop = whole.stop if inside.stop is None else self._prefix + inside.stop
-        for leaf, low, high in self._tree().scan(self._prefix + inside.start, stop):
-            for i in range(low, high):
-                yield Entry(leaf.keys[i][cut:], leaf.value(i))
 
     def _tree(self) -> Tree:
         self._check_open()
@@ -508,17 +436,6 @@ class Database(MutableMapping[bytes, bytes]):
 
     def _view(self, tree: Tree) -> Database:
         return Database(self._place, self._engine, writable=False, tree=tree, options=self._options)
-
-    def _full(self, key: Key) -> bytes:
-        return self._prefix + _encoded(key)
-
-    def _lookup(self, tree: Tree, key: Key) -> bytes | Location:
-        found = tree.lookup(self._full(key))
-        if found is None:
-            raise KeyNotFoundError(
-                f"Key {_encoded(key)!r} is not in {self._place.url}", key=_encoded(key), url=self._place.url
-            )
-        return found
 
     def _expects(self, key: Key, if_equal: bytes | Missing | None) -> Condition | None:
         """The condition that a key still has this generation."""
@@ -531,9 +448,9 @@ class Database(MutableMapping[bytes, bytes]):
             if (MISSING if found is None else generation_of(found)) != if_equal:
                 state = "exists" if if_equal is MISSING else "is gone" if found is None else "has another value"
                 raise ConflictError(
-                    f"Key {_encoded(key)!r} {state} by now; read it again and decide anew",
+                    f"Key {encoded_key(key)!r} {state} by now; read it again and decide anew",
                     kind="condition",
-                    key=_encoded(key),
+                    key=encoded_key(key),
                 )
 
         return unchanged
@@ -549,64 +466,18 @@ class Database(MutableMapping[bytes, bytes]):
         return True
 
     def _commit(self, mutations: Mutations, condition: Condition | None = None) -> Staged:
+        self._check_writable()
+        return self._engine.commit(mutations, condition)
+
+    def _check_writable(self) -> None:
         self._check_open()
         if not self._writable:
             raise InvalidArgumentError(f'{self!r} is read only; open it with mode "r+" or "a" to write')
-        return self._engine.commit(mutations, condition)
 
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidArgumentError(f"{self!r} has been closed; open it again")
 
 
-_BATCH_BYTES = 16 << 20
-
-
-def _encoded(key: object) -> bytes:
-    if isinstance(key, bytes):
-        return key
-    if isinstance(key, str):
-        return key.encode("utf-8")
-    if isinstance(key, bytearray | memoryview):
-        return bytes(key)
-    raise InvalidTypeError(f"A key is bytes or str, not {type(key).__name__}")
-
-
-def _as_value(value: object) -> Buffer:
-    """Any contiguous buffer, as bytes in C order, not copied."""
-    if isinstance(value, bytes | bytearray):
-        return value
-    if isinstance(value, str):
-        raise InvalidTypeError("A value is bytes or another buffer, not str; encode it first")
-    try:
-        view = memoryview(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise InvalidTypeError(f"A value is bytes or another buffer, not {type(value).__name__}") from None
-    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
-
-
-def _value_range(key: Key, found: bytes | Location, start: int, stop: int | None) -> tuple[int, int]:
-    size = found.length if isinstance(found, Location) else len(found)
-    low = size + start if start < 0 else start
-    high = size if stop is None else stop
-    if not 0 <= low <= high <= size or (start < 0 and stop is not None):
-        raise InvalidArgumentError(
-            f"Bytes [{start}, {'end' if stop is None else stop}) are out of range: the value of {_encoded(key)!r} "
-            f"has {size}",
-            key=_encoded(key),
-        )
-    return low, high
-
-
-def _value_of(engine: Engine, found: bytes | Location) -> bytes:
-    return _values_of(engine, [found])[0]
-
-
-def _values_of(engine: Engine, found: Sequence[Found]) -> list[bytes]:
-    remote = [(value, 0, value.length) for value in found if isinstance(value, Location) and value.length]
-    fetched = iter(engine.nodes.values(remote))
-    return [
-        (next(fetched) if value.length else b"") if isinstance(value, Location) else value
-        for value in found
-        if value is not None
-    ]
+def _value_at(leaf: LeafNode, first: int, i: int) -> bytes | Location:
+    return leaf.value(first + i)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -12,6 +15,8 @@ import pytest
 
 import ocdbt_py
 from ocdbt_py import MISSING, Config, WriteOptions
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -31,7 +36,7 @@ def db(url: str) -> Iterator[ocdbt_py.Database]:
 def test_opening_what_is_not_there_says_so_and_how_to_create_it(url: str) -> None:
     for mode in ("r", "r+"):
         with pytest.raises(FileNotFoundError, match='"a" or "x" creates one') as caught:
-            ocdbt_py.open(url, mode)  # type: ignore[arg-type]
+            ocdbt_py.open(url, mode)
         assert isinstance(caught.value, ocdbt_py.NotFoundError)
         assert caught.value.kind == "database-not-found"
 
@@ -115,9 +120,13 @@ def test_the_configuration_is_stored_and_can_only_be_demanded(url: str) -> None:
         assert db.config == wanted
         assert db.config.uuid == "00112233445566778899aabbccddeeff"
         db["k"] = b"v" * 100
-    for field, other in (("max_inline_value_bytes", 8), ("manifest_kind", "single"), ("compression", None)):
+    for field, other in (
+        ("max_inline_value_bytes", Config(max_inline_value_bytes=8)),
+        ("manifest_kind", Config(manifest_kind="single")),
+        ("compression", Config(compression=None)),
+    ):
         with pytest.raises(ocdbt_py.ConfigMismatchError, match=field):
-            ocdbt_py.open(url, config=Config(**{field: other}))
+            ocdbt_py.open(url, config=other)
     with ocdbt_py.open(url, config=Config(compression="zstd:3")) as db:
         assert db["k"] == b"v" * 100
 
@@ -386,7 +395,16 @@ def test_a_time_means_the_newest_version_committed_by_then(db: ocdbt_py.Database
     assert db.at(first.commit_time).version.commit_time == first.commit_time
     with pytest.raises(ocdbt_py.NotFoundError, match="committed by then"):
         db.at("2001-01-01T00:00:00Z")
-    for bad in ("yesterday", "v0", "2001-01-01", "2001-13-01T00:00:00Z", "2999-01-01T00:00:00Z", datetime(2030, 1, 1), 0, -3):
+    for bad in (
+        "yesterday",
+        "v0",
+        "2001-01-01",
+        "2001-13-01T00:00:00Z",
+        "2999-01-01T00:00:00Z",
+        datetime(2030, 1, 1),
+        0,
+        -3,
+    ):
         with pytest.raises(ocdbt_py.InvalidArgumentError):
             db.at(bad)
     with pytest.raises(TypeError):
@@ -466,3 +484,81 @@ def test_a_repr_shows_place_and_version_and_nothing_secret(db: ocdbt_py.Database
     assert "ocdbt_py.Database" in repr(db)
     assert "at v1, read only" in repr(db.at(1))
     assert repr(db.versions().__next__()).startswith("Version(generation=1")
+
+
+# --- bad input
+
+
+def manifest_and_data(tmp_path: Path) -> tuple[Path, Path]:
+    with ocdbt_py.open(tmp_path / "db", "x") as db:
+        db.update({"long": b"v" * 1000, "short": b"v"})
+        location = db.stat("long").location
+    assert location is not None
+    return tmp_path / "db" / "manifest.ocdbt", tmp_path / "db" / location.file
+
+
+@pytest.mark.parametrize("keep", [0, 1, 15, 16, 60, -1])
+def test_a_truncated_manifest_is_corrupt_and_named(tmp_path: Path, keep: int) -> None:
+    manifest, _ = manifest_and_data(tmp_path)
+    damaged = manifest.read_bytes()[:keep]
+    manifest.write_bytes(damaged)
+    for mode in ("r", "r+", "a", "x"):
+        with pytest.raises(ocdbt_py.CorruptDataError, match=r"manifest\.ocdbt"):
+            ocdbt_py.open(tmp_path / "db", mode)  # type: ignore[arg-type]
+    assert manifest.read_bytes() == damaged
+
+
+def test_a_missing_data_file_is_corrupt_and_named(tmp_path: Path) -> None:
+    _, data = manifest_and_data(tmp_path)
+    data.unlink()
+    with ocdbt_py.open(tmp_path / "db", "r+") as db:
+        for call in (lambda: db["short"], lambda: list(db), lambda: db.write("k", b"v")):
+            with pytest.raises(ocdbt_py.CorruptDataError, match=data.name):
+                call()
+
+
+def test_a_data_file_that_was_cut_short_is_corrupt_for_values_too(tmp_path: Path) -> None:
+    _, data = manifest_and_data(tmp_path)
+    with ocdbt_py.open(tmp_path / "db") as db:
+        assert len(db) == len(list(db)) == 2  # the nodes are cached from here on
+        data.write_bytes(data.read_bytes()[:500])
+        assert db.read("long", 0, 500) == b"v" * 500
+        with pytest.raises(ocdbt_py.CorruptDataError, match=data.name):
+            db["long"]
+        assert db["short"] == b"v"
+
+
+def test_a_database_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    with ocdbt_py.open(tmp_path / "db", "x") as db:
+        shutil.rmtree(tmp_path / "db")
+        with pytest.raises(ocdbt_py.NotFoundError):
+            len(db)
+        ocdbt_py.open(tmp_path / "db", "x").close()
+        with pytest.raises(ocdbt_py.ConfigMismatchError, match="uuid"):
+            db["k"] = b"v"
+
+
+def test_a_path_below_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ocdbt_py.OcdbtError, match="file"):
+        ocdbt_py.open(tmp_path / "file" / "db", "a")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_an_unwritable_directory_is_a_permission_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "locked").mkdir(mode=0o555)
+    script = f"""
+import os, ocdbt_py
+ocdbt_py.open({str(tmp_path / "open")!r}, "a").close()  # what is loaded now need not be readable later
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    ocdbt_py.open({str(tmp_path / "locked" / "db")!r}, "a")
+except PermissionError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("StoragePermissionError"), done.stderr
+    assert "locked" in done.stdout
+    assert list((tmp_path / "locked").iterdir()) == []

@@ -19,7 +19,7 @@ LAYERS = [
     ("format",),
     ("storage",),
     ("engine",),
-    ("database", "database_views"),
+    ("keys_and_values", "copying", "database_reading", "transaction", "database"),
     ("array",),
     ("checkpoint",),
     ("care",),

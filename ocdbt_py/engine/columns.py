@@ -1,13 +1,13 @@
-"""Join, pick and cut the columns of B-tree nodes.
+"""Merge and cut the columns of B-tree nodes.
 
-A rewrite never builds an object per entry: what stays and what comes in are laid one behind the other (:func:`join`),
-one array of indices says which entries the new node has and in what order (:func:`pick`), and runs of it become nodes
-(:func:`cut`).
+A rewrite never builds an object per entry: what stays and what comes in become one node (:func:`merge`), however
+large, and runs of it the nodes that are written (:func:`cut`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ocdbt_py.format.btree import InteriorNode, LeafNode
 from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.format.key_column import LARGE, KeyColumn, key_lengths, merge_keys
 
 LEAF_ENTRY_BYTES = 16
 INDIRECT_VALUE_BYTES = 16
@@ -67,78 +68,84 @@ def interior_of(children: Sequence[Child], height: int) -> InteriorNode:
     )
 
 
-def join(first: Node, second: Node) -> Node:
-    """The entries of ``first``, then those of ``second``; keys as they come."""
-    files = first.files + second.files
-    shift = len(first.files)
-    keys = first.keys + second.keys
-    if isinstance(first, LeafNode) and isinstance(second, LeafNode):
-        inline = second.file_ids == INLINE
-        return LeafNode(
-            keys=keys,
-            lengths=np.concatenate((first.lengths, second.lengths)),
-            file_ids=np.concatenate((first.file_ids, np.where(inline, INLINE, second.file_ids + shift))),
-            offsets=np.concatenate((first.offsets, second.offsets + inline * len(first.inline))),
-            inline=first.inline + second.inline,
-            files=files,
+def packed(node: Node) -> Node:
+    """The same with the keys of a large leaf as a column; ``InvalidArgumentError`` unless they are increasing."""
+    if isinstance(node, LeafNode) and len(node.keys) > LARGE and not isinstance(node.keys, KeyColumn):
+        return replace(node, keys=KeyColumn.of(node.keys))
+    return node
+
+
+def merge(node: Node, keep: NDArray[np.bool_], new: Node, places: NDArray[np.int64]) -> Node:
+    """The entries to ``keep``, with those of ``new`` put before the entries at these ``places``, one for each.
+
+    A leaf comes out with no more inline bytes than it needs.
+    """
+    count = len(node.keys)
+    order = np.insert(np.arange(count), places, count + np.arange(len(places)))
+    order = order[np.concatenate((keep, np.ones(len(places), bool)))[order]]
+    keys = merge_keys(node.keys, new.keys, order)
+    files = node.files + new.files
+    file_ids = np.concatenate((node.file_ids, np.where(new.file_ids == INLINE, INLINE, new.file_ids + len(node.files))))
+    if isinstance(node, LeafNode) and isinstance(new, LeafNode):
+        offsets = np.where(new.file_ids == INLINE, new.offsets + len(node.inline), new.offsets)
+        return _compact(
+            LeafNode(
+                keys=keys,
+                lengths=np.concatenate((node.lengths, new.lengths))[order],
+                file_ids=file_ids[order],
+                offsets=np.concatenate((node.offsets, offsets))[order],
+                inline=node.inline + new.inline,
+                files=files,
+            )
         )
-    assert isinstance(first, InteriorNode)
-    assert isinstance(second, InteriorNode)
-    columns = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in _INTERIOR_COLUMNS}
-    file_ids = np.concatenate((first.file_ids, second.file_ids + shift))
-    return InteriorNode(height=first.height, keys=keys, files=files, file_ids=file_ids, **columns)
+    assert isinstance(node, InteriorNode)
+    assert isinstance(new, InteriorNode)
+    columns = {name: np.concatenate((getattr(node, name), getattr(new, name)))[order] for name in _INTERIOR_COLUMNS}
+    return InteriorNode(height=node.height, keys=keys, files=files, file_ids=file_ids[order], **columns)
 
 
-def pick(node: Node, order: NDArray[np.int64]) -> Node:
-    """The entries at these indices, in this order."""
-    keys = node.keys
-    return _select(node, [keys[i] for i in order.tolist()], order)
+def _compact(leaf: LeafNode) -> LeafNode:
+    """The same with the inline values one after the other. Long runs of them lie so already, and move as one."""
+    inline = leaf.file_ids == INLINE
+    lengths = np.where(inline, leaf.lengths, 0)
+    ends = np.cumsum(lengths)
+    starts = leaf.offsets[inline]
+    stops = starts + leaf.lengths[inline]
+    breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+    first = [0, *breaks.tolist()] if len(starts) else []
+    last = [*(breaks - 1).tolist(), len(starts) - 1]
+    pieces = [leaf.inline[int(starts[a]) : int(stops[b])] for a, b in zip(first, last, strict=False)]
+    return replace(leaf, offsets=np.where(inline, ends - lengths, leaf.offsets), inline=b"".join(pieces))
 
 
 def cut(node: Node, start: int, stop: int) -> Node:
     """The entries ``[start, stop)``; the columns are views."""
     if start == 0 and stop == len(node.keys):
         return node
-    return _select(node, node.keys[start:stop], slice(start, stop))
-
-
-def _select(node: Node, keys: list[bytes], index: NDArray[np.int64] | slice) -> Node:
+    run = slice(start, stop)
+    keys = node.keys.part(start, stop) if isinstance(node.keys, KeyColumn) else node.keys[run]
     if isinstance(node, LeafNode):
         return LeafNode(
             keys=keys,
-            lengths=node.lengths[index],
-            file_ids=node.file_ids[index],
-            offsets=node.offsets[index],
+            lengths=node.lengths[run],
+            file_ids=node.file_ids[run],
+            offsets=node.offsets[run],
             inline=node.inline,
             files=node.files,
         )
-    columns = {name: getattr(node, name)[index] for name in _INTERIOR_COLUMNS}
-    return InteriorNode(height=node.height, keys=keys, files=node.files, file_ids=node.file_ids[index], **columns)
+    columns = {name: getattr(node, name)[run] for name in _INTERIOR_COLUMNS}
+    return InteriorNode(height=node.height, keys=keys, files=node.files, file_ids=node.file_ids[run], **columns)
 
 
 def decoded_sizes(node: LeafNode | InteriorNode) -> NDArray[np.int64]:
     """What each entry weighs in :func:`~ocdbt_py.engine.split.split`, in bytes."""
-    keys = np.fromiter(map(len, node.keys), np.int64, len(node.keys))
+    keys = key_lengths(node.keys)
     # one more, for INLINE = -1 to index
     paths = np.array([len(file.base_path) + len(file.relative_path) for file in node.files] + [0], np.int64)
     if isinstance(node, InteriorNode):
         return keys + INTERIOR_ENTRY_BYTES + paths[node.file_ids]
     values = np.where(node.file_ids == INLINE, node.lengths, INDIRECT_VALUE_BYTES + paths[node.file_ids])
     return keys + LEAF_ENTRY_BYTES + values
-
-
-def common_prefix(first: bytes, last: bytes) -> int:
-    """How many leading bytes two keys share."""
-    if last.startswith(first):
-        return len(first)
-    low, high = 0, min(len(first), len(last))
-    while low < high:  # bisection over slices: keys may be 65535 bytes long
-        middle = (low + high + 1) // 2
-        if first[:middle] == last[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def saturating_sum(values: Iterable[int] | NDArray[np.uint64]) -> int:

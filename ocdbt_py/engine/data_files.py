@@ -89,9 +89,14 @@ class DataFiles:
             self._storage.sync(self._unsynced)
             self._unsynced = []
 
-    def keep(self) -> None:
-        """From now on :meth:`abort` removes nothing: a manifest may refer to what was written."""
-        self._closed.clear()
+    def keep(self) -> list[str]:
+        """The files closed so far, which :meth:`abort` leaves alone from now on: a manifest may refer to them."""
+        kept, self._closed = self._closed, []
+        return kept
+
+    def disown(self, kept: list[str]) -> None:
+        """No manifest refers to them after all."""
+        self._closed += kept
 
     def abort(self) -> None:
         """Remove what was written, as far as the storage lets us: it may be what failed, and garbage harms nobody."""

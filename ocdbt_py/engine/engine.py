@@ -6,16 +6,17 @@ node cache and the last manifest seen; it is safe for threads.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
-from ocdbt_py.engine.commit import Committer, Condition, Sources
+from ocdbt_py.engine.commit import Condition, Sources, Target, create
+from ocdbt_py.engine.committer import Committer
 from ocdbt_py.engine.entries import AtTime
 from ocdbt_py.engine.manifests import Manifests, Seen
 from ocdbt_py.engine.mutations import Mutations, Staged
 from ocdbt_py.engine.nodes import Nodes
 from ocdbt_py.engine.options import Config, WriteOptions
+from ocdbt_py.engine.process_lock import ProcessLock
 from ocdbt_py.engine.tree import NO_VERSION, Tree
 from ocdbt_py.engine.versions import by_generation, by_time, newest_first
 from ocdbt_py.errors import NotFoundError, PathNotFoundError
@@ -42,9 +43,10 @@ class Engine:
         self.base = base
         self.nodes = Nodes(storage, base, cache_bytes)
         self._manifests = Manifests(storage, base, constraints)
-        self._committer = Committer(storage, base, self._manifests, self.nodes, constraints, options, sources)
+        self._target = Target(storage, base, self._manifests, self.nodes, options, sources)
+        self._committer = Committer(self._target)
         self._max_staleness = max_staleness
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._seen = Seen(None, None)
         self._seen_at = -float("inf")
 
@@ -61,15 +63,20 @@ class Engine:
     def create(self) -> None:
         """Write generation 1, empty. :class:`~ocdbt_py.errors.ConflictError` when something is there."""
         asked_at = time.monotonic()
-        self._remember(self._committer.create(Seen(None, None)), asked_at)
+        self._remember(create(self._target), asked_at)
 
     def commit(self, mutations: Mutations, condition: Condition | None = None) -> Staged:
-        """One version with all of the mutations, if ``condition`` allows; where their values were put."""
+        """One version with all of the mutations, if ``condition`` allows; where values were put, theirs among others.
+
+        What several threads ask for at once may become one version.
+        """
         with self._lock:
             seen = self._seen
-        asked_at = time.monotonic()
         committed = self._committer.commit(mutations, seen, condition)
-        self._remember(committed.seen, asked_at)
+        with self._lock:
+            if _generation(committed.seen) > _generation(self._seen):
+                # now, and not the time of the call: a read that was asked since may have seen what was before
+                self._seen, self._seen_at = committed.seen, time.monotonic()
         return committed.staged
 
     def latest(self) -> Tree:
@@ -112,3 +119,9 @@ class Engine:
             if asked_at >= self._seen_at or self._seen.manifest is None:
                 self._seen, self._seen_at = seen, asked_at
         return seen
+
+
+def _generation(seen: Seen) -> int:
+    """Of the newest version, 0 if there is none."""
+    latest = None if seen.manifest is None else seen.manifest.latest
+    return 0 if latest is None else latest.generation

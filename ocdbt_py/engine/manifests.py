@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from ocdbt_py.engine.options import Config
 from ocdbt_py.errors import ConflictError, CorruptDataError, NotFoundError
-from ocdbt_py.format.config import ManifestKind
+from ocdbt_py.format.config import ManifestKind, StoredConfig
 from ocdbt_py.format.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -50,7 +50,8 @@ class Manifests:
         self._storage = storage
         self._base = base
         self._path = f"{base}/{MANIFEST_NAME}"
-        self._constraints = constraints
+        self.demanded = constraints
+        """What the configuration must be. Once one was seen, that one: another one is another database."""
 
     def load(self, last: Seen | None) -> Seen:
         """The current manifest; ``last`` itself when nothing changed since, which moves no body."""
@@ -67,13 +68,15 @@ class Manifests:
             return self._load_numbered(last)
         assert isinstance(found, Read)
         manifest = self._decode(self._path, found.data)
-        if last is None or last.manifest is None:
-            self._constraints.check(manifest.config)
-        else:
-            # once seen, the configuration is itself demanded: another one is another database
-            Config.describe(last.manifest.config).check(manifest.config)
+        self._demand(manifest.config)
         seen = Seen(manifest, found.token)
         return seen if manifest.config.manifest_kind is ManifestKind.SINGLE else self._load_numbered(seen)
+
+    def stored(self) -> Manifest:
+        """What ``manifest.ocdbt`` itself holds, for kind *numbered* the configuration alone; else NotFoundError."""
+        found = self._storage.read(self._path)
+        assert isinstance(found, Read)
+        return self._decode(self._path, found.data)
 
     def replace(self, last: Seen, manifest: Manifest, hold: Hold | None = None) -> Seen:
         """Make ``manifest`` the current one, if ``last`` still is; else :class:`ConflictError`, nothing changed.
@@ -81,11 +84,16 @@ class Manifests:
         ``last`` is what the commit was built on. With ``hold`` the write goes through the lock already taken.
         """
         if manifest.config.manifest_kind is ManifestKind.NUMBERED:
-            return self._add_numbered(last, manifest)
-        condition: Token | Condition = ABSENT if last.manifest is None else last.token
+            return self._add_numbered(last, manifest, hold)
+        token = self._write(manifest, ABSENT if last.manifest is None else last.token, hold)
+        return Seen(manifest, token)
+
+    def _write(self, manifest: Manifest, condition: Token | Condition, hold: Hold | None) -> Token:
+        """Replace ``manifest.ocdbt``; with ``hold`` its lock is ours already, and nobody can take it twice."""
         data = [encode_manifest(manifest)]
         token = hold.write(data, condition) if hold is not None else self._storage.write(self._path, data, condition)
-        return Seen(manifest, token)
+        self._demand(manifest.config)
+        return token
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[Hold | None]:
@@ -99,28 +107,29 @@ class Manifests:
     def _load_numbered(self, seen: Seen) -> Seen:
         assert seen.manifest is not None
         for _ in range(_LIST_AGAIN):
-            numbers = self._numbers()
+            numbers = self.numbers()
             if not numbers:
                 return replace(seen, manifest=Manifest(seen.manifest.config, (), ()))
             newest = max(numbers)
             latest = seen.manifest.latest
             if latest is not None and latest.generation == newest:
                 return seen
-            path = f"{self._base}/{numbered_manifest_name(newest)}"
             try:
-                found = self._storage.read(path)
+                return replace(seen, manifest=self.numbered(newest, seen.manifest.config))
             except NotFoundError:
                 continue  # a writer trimmed it between our list and our read, so there are newer ones
-            assert isinstance(found, Read)
-            return replace(seen, manifest=self._checked_numbered(path, found.data, newest, seen.manifest))
         raise CorruptDataError(
             f"A listing names numbered manifests that are not there, {_LIST_AGAIN} times in a row; "
             "the storage's listing is stale or another program deletes them",
             path=self._path,
         )
 
-    def _checked_numbered(self, path: str, data: bytes, number: int, seen: Manifest) -> Manifest:
-        manifest = self._decode(path, data)
+    def numbered(self, number: int, config: StoredConfig) -> Manifest:
+        """The manifest of this number, in a database with this configuration; :class:`NotFoundError` if absent."""
+        path = f"{self._base}/{numbered_manifest_name(number)}"
+        found = self._storage.read(path)
+        assert isinstance(found, Read)
+        manifest = self._decode(path, found.data)
         latest = manifest.latest
         if manifest.config.manifest_kind is not ManifestKind.SINGLE or latest is None:
             raise CorruptDataError(
@@ -128,16 +137,16 @@ class Manifests:
             )
         if latest.generation != number:
             raise CorruptDataError(f"The manifest's last generation is {latest.generation}, not {number}", path=path)
-        config = replace(manifest.config, manifest_kind=ManifestKind.NUMBERED)
-        Config.describe(seen.config).check(config)
-        return replace(manifest, config=config)
+        stored = replace(manifest.config, manifest_kind=ManifestKind.NUMBERED)
+        Config.describe(config).check(stored)
+        return replace(manifest, config=stored)
 
-    def _add_numbered(self, last: Seen, manifest: Manifest) -> Seen:
+    def _add_numbered(self, last: Seen, manifest: Manifest, hold: Hold | None) -> Seen:
         token, latest = last.token, manifest.latest
         assert latest is not None
         if last.manifest is None:
-            token = self._storage.write(self._path, [encode_manifest(Manifest(manifest.config, (), ()))], ABSENT)
-        numbers = self._numbers()
+            token = self._write(Manifest(manifest.config, (), ()), ABSENT, hold)
+        numbers = self.numbers()
         if numbers and max(numbers) >= latest.generation:
             raise ConflictError(f"Generation {max(numbers)} was committed by another writer")
         plain = replace(manifest, config=replace(manifest.config, manifest_kind=ManifestKind.SINGLE))
@@ -148,7 +157,11 @@ class Manifests:
                 self._storage.delete(f"{self._base}/{numbered_manifest_name(number)}")
         return Seen(manifest, token)
 
-    def _numbers(self) -> list[int]:
+    def _demand(self, config: StoredConfig) -> None:
+        self.demanded.check(config)
+        self.demanded = Config.describe(config)
+
+    def numbers(self) -> list[int]:
         """Generations of the numbered manifests there are, in no order."""
         start = len(self._base) + 1
         listed = self._storage.list(f"{self._base}/manifest.")

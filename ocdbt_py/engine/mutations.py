@@ -7,10 +7,11 @@ in one string.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+import enum
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,19 @@ from ocdbt_py.engine.data_files import DataFiles
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.format.keys import MAX_KEY_LENGTH
 from ocdbt_py.storage.protocol import Buffer
 
-MAX_KEY_BYTES = 65535
-"""Format limit ("Limits")."""
 
-Value = Buffer | Location
-"""The bytes of a value, or where they lie already."""
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A value to be fetched only when it is put in its place, so that a copy of many need not hold all of them."""
+
+    load: Callable[[], Buffer]
+
+
+Value = Buffer | Location | Deferred
+"""The bytes of a value, where they lie already, or how to get them."""
 
 
 class KeyRange(NamedTuple):
@@ -49,6 +56,15 @@ class KeyRange(NamedTuple):
 
     def covers(self, start: bytes, stop: bytes | None) -> bool:
         return self.start <= start and (self.stop is None or (stop is not None and stop <= self.stop))
+
+
+class Untouched(enum.Enum):
+    """Said of a key by mutations that leave it alone."""
+
+    UNTOUCHED = "untouched"
+
+
+UNTOUCHED: Literal[Untouched.UNTOUCHED] = Untouched.UNTOUCHED
 
 
 class Mutations:
@@ -95,15 +111,43 @@ class Mutations:
             )
         self._ranges = sorted([*apart, merged], key=lambda r: r.start)
 
+    def merge(self, later: Mutations) -> None:
+        """Add what ``later`` says, over what was said here."""
+        for key_range in later._ranges:
+            self.delete_range(*key_range)
+        self._values.update(later._values)
+
+    def overlay(self, key: bytes) -> Value | Untouched | None:
+        """The value that a key gets here, None if it is deleted, UNTOUCHED if nothing is said of it."""
+        if key in self._values:
+            return self._values[key]
+        return None if self.in_ranges(key) else UNTOUCHED
+
+    def in_ranges(self, key: bytes) -> bool:
+        """Whether a range is emptied in which the key lies."""
+        at = bisect_right(self._ranges, key, key=lambda each: each.start) - 1
+        return at >= 0 and ((stop := self._ranges[at].stop) is None or key < stop)
+
+    def touched(self, start: bytes, stop: bytes | None) -> list[tuple[bytes, Value | None]]:
+        """The keys in ``[start, stop)`` that are put or deleted by name, in order."""
+        return sorted(
+            (key, value) for key, value in self._values.items() if start <= key and (stop is None or key < stop)
+        )
+
+    @property
+    def ranges(self) -> list[KeyRange]:
+        """The ranges that are emptied, in order, apart from each other; puts inside them hold."""
+        return list(self._ranges)
+
     def stage(self, max_inline: int, prefix: str, data_files: DataFiles) -> Staged:
         """Sort, and put every value in its place: inline up to ``max_inline`` bytes, else behind ``prefix``."""
         return stage(self._values, self._ranges, max_inline, prefix, data_files)
 
 
 def checked_key(key: bytes) -> bytes:
-    if len(key) > MAX_KEY_BYTES:
+    if len(key) > MAX_KEY_LENGTH:
         raise InvalidArgumentError(
-            f"A key of {len(key)} bytes is longer than the format's limit of {MAX_KEY_BYTES}", key=bytes(key[:64])
+            f"A key of {len(key)} bytes is longer than the format's limit of {MAX_KEY_LENGTH}", key=bytes(key[:64])
         )
     return key
 
@@ -112,13 +156,22 @@ def checked_key(key: bytes) -> bytes:
 class Staged:
     """Sorted mutations. ``keys[i]`` is put, with entry ``put_ranks[i]`` of ``puts``, or deleted.
 
-    ``put_ranks`` has one element more than ``keys``: entries of ``puts`` before mutation ``i``.
+    ``put_ranks`` has one element more than ``keys``: entries of ``puts`` before mutation ``i``. ``values`` is what
+    was asked for.
     """
 
     keys: list[bytes]
     put_ranks: NDArray[np.int64]
     puts: LeafNode
     ranges: list[KeyRange]
+    values: Mapping[bytes, Value | None]
+
+    def find(self, key: bytes, value: Value) -> bytes | Location | None:
+        """Where this very value was put; None if another one came over it in the same commit."""
+        if self.values.get(key) is not value:
+            return None
+        at = bisect_left(self.puts.keys, key)
+        return self.puts.value(at) if at < len(self.puts.keys) and self.puts.keys[at] == key else None
 
     def span(self, start: bytes, stop: bytes | None, low: int = 0, high: int | None = None) -> tuple[int, int]:
         """The mutations of keys in ``[start, stop)``, searched between ``low`` and ``high``."""
@@ -168,6 +221,8 @@ def stage(
         if value is None:
             deleted.append(index)
             continue
+        if isinstance(value, Deferred):
+            value = value.load()
         if not isinstance(value, Location):
             length = len(value)
             if length <= max_inline:
@@ -196,4 +251,4 @@ def stage(
         inline=b"".join(inline),
         files=tuple(files),
     )
-    return Staged(keys=keys, put_ranks=put_ranks, puts=puts, ranges=list(ranges))
+    return Staged(keys=keys, put_ranks=put_ranks, puts=puts, ranges=list(ranges), values=values)

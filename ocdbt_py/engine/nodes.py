@@ -7,14 +7,15 @@ they end cycles and keep a damaged tree from answering for keys that are not its
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
 
+from ocdbt_py.engine.process_lock import ProcessLock
 from ocdbt_py.errors import CorruptDataError, NotFoundError
 from ocdbt_py.format.btree import InteriorNode, LeafNode, decode_btree_node
 from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.format.key_column import key_lengths
 from ocdbt_py.format.versions import VersionNode, decode_version_node
 from ocdbt_py.storage.protocol import Storage
 
@@ -37,6 +38,27 @@ def file_path(base: str, file: DataFileId) -> str:
     return f"{base}/{relative}"
 
 
+def btree_fault(found: int, first: bytes, last: bytes, height: int, lower: bytes, upper: bytes | None) -> str | None:
+    """What is wrong with a node of height ``found`` and keys from ``first`` to ``last``, for a parent that expects
+    ``height`` and ``lower <= key < upper``; None if nothing is ("Checks when following a reference")."""
+    if found != height:
+        return f"expected height {height}, found {found}"
+    if first < lower:
+        return f"first key {first!r} is less than {lower!r}, where its parent has it begin"
+    if upper is not None and last >= upper:
+        return f"last key {last!r} is not less than {upper!r}, where its parent has the next node begin"
+    return None
+
+
+def version_node_fault(found: tuple[int, int, int], expected: tuple[int, int, int]) -> str | None:
+    """Where a version tree node's height, arity and last generation are not those its reference makes one expect."""
+    names = ("height", "version_tree_arity_log2", "last generation")
+    for name, is_there, should_be in zip(names, found, expected, strict=True):
+        if is_there != should_be:
+            return f"expected {name} {should_be}, found {is_there}"
+    return None
+
+
 class Nodes:
     """The nodes and values of the database at ``base`` (a path in ``storage``, without a trailing slash)."""
 
@@ -46,13 +68,21 @@ class Nodes:
         self._cache: OrderedDict[tuple[Location, bytes], tuple[BTreeNode | VersionNode, int]] = OrderedDict()
         self._limit = cache_bytes
         self._held = 0
-        self._lock = threading.Lock()
+        self._lock = ProcessLock(on_fork=self._start_anew)
 
     def btree(self, location: Location, height: int, prefix: bytes, lower: bytes, upper: bytes | None) -> BTreeNode:
         """The node at ``location``, with full keys; ``prefix`` is what its parent's entry leaves out of them.
 
         ``height`` is what the parent says, ``lower <= key < upper`` what it allows.
         """
+        node = self.any_btree(location, prefix)
+        fault = btree_fault(node.height, node.keys[0], node.keys[-1], height, lower, upper)
+        if fault is not None:
+            raise self._at(CorruptDataError(f"B-tree node: {fault}"), location)
+        return node
+
+    def any_btree(self, location: Location, prefix: bytes) -> BTreeNode:
+        """The node at ``location``, not compared with what its parent expects."""
         node = self._cached(location, prefix)
         if node is None:
             data = self._read(location, "B-tree node")
@@ -60,15 +90,27 @@ class Nodes:
                 node = decode_btree_node(data, base_path=location.file.base_path, prefix=prefix)
             except CorruptDataError as error:
                 raise self._at(error, location) from None
-            size = len(node.keys) * _ENTRY_BYTES + sum(map(len, node.keys)) + _NODE_BYTES
-            size += len(node.inline) if isinstance(node, LeafNode) else 0
-            self._keep(location, prefix, node, size)
+            self.keep(location, prefix, node)
         assert not isinstance(node, VersionNode)
-        self._check(node, location, height, lower, upper)
         return node
+
+    def keep(self, location: Location, prefix: bytes, node: BTreeNode) -> None:
+        """Remember a node, read or just written, as far as there is room."""
+        size = len(node.keys) * _ENTRY_BYTES + int(key_lengths(node.keys).sum()) + _NODE_BYTES
+        size += len(node.inline) if isinstance(node, LeafNode) else 0
+        self._keep(location, prefix, node, size)
 
     def version_node(self, location: Location, height: int, arity_log2: int, generation: int) -> VersionNode:
         """The version tree node at ``location``, which must have this height, arity and last generation."""
+        node = self.any_version_node(location)
+        found = (node.height, node.version_tree_arity_log2, node.entries[-1].generation)
+        fault = version_node_fault(found, (height, arity_log2, generation))
+        if fault is not None:
+            raise self._at(CorruptDataError(f"Version tree node: {fault}"), location)
+        return node
+
+    def any_version_node(self, location: Location) -> VersionNode:
+        """The version tree node at ``location``, not compared with what is expected of it."""
         node = self._cached(location, b"")
         if node is None:
             data = self._read(location, "Version tree node")
@@ -78,14 +120,6 @@ class Nodes:
                 raise self._at(error, location) from None
             self._keep(location, b"", node, _NODE_BYTES + len(node.entries) * 4 * _ENTRY_BYTES)
         assert isinstance(node, VersionNode)
-        for what, expected, found in (
-            ("height", height, node.height),
-            ("version_tree_arity_log2", arity_log2, node.version_tree_arity_log2),
-            ("last generation", generation, node.entries[-1].generation),
-        ):
-            if expected != found:
-                message = f"Version tree node: expected {what} {expected}, found {found}"
-                raise self._at(CorruptDataError(message), location)
         return node
 
     def values(self, ranges: Sequence[tuple[Location, int, int]]) -> list[bytes]:
@@ -133,17 +167,9 @@ class Nodes:
             url=self._storage.describe(self._base),
         )
 
-    def _check(self, node: BTreeNode, location: Location, height: int, lower: bytes, upper: bytes | None) -> None:
-        found = node.height if isinstance(node, InteriorNode) else 0
-        if found != height:
-            problem = f"expected height {height}, found {found}"
-        elif node.keys[0] < lower:
-            problem = f"first key {node.keys[0]!r} is less than {lower!r}, where its parent has it begin"
-        elif upper is not None and node.keys[-1] >= upper:
-            problem = f"last key {node.keys[-1]!r} is not less than {upper!r}, where its parent has the next node begin"
-        else:
-            return
-        raise self._at(CorruptDataError(f"B-tree node: {problem}"), location)
+    def _start_anew(self) -> None:
+        self._cache.clear()
+        self._held = 0
 
     def _cached(self, location: Location, prefix: bytes) -> BTreeNode | VersionNode | None:
         with self._lock:

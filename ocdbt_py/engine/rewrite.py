@@ -21,13 +21,12 @@ import numpy as np
 from ocdbt_py.engine.columns import (
     INLINE,
     Child,
-    common_prefix,
     cut,
     decoded_sizes,
     empty_leaf,
     interior_of,
-    join,
-    pick,
+    merge,
+    packed,
     saturating_sum,
 )
 from ocdbt_py.engine.data_files import DataFiles
@@ -41,7 +40,8 @@ from ocdbt_py.format.btree import (
     encode_leaf_node,
 )
 from ocdbt_py.format.config import StoredConfig
-from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.datafile import Location, common_prefix_length
+from ocdbt_py.format.key_column import cut_for, search
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +102,21 @@ class Rewriter:
         for key_range in staged.ranges:
             inside = key_range.intersect(lower, upper)
             if inside is not None:
-                first = bisect_left(keys, inside.start)
-                keep[first : len(keys) if inside.stop is None else bisect_left(keys, inside.stop)] = False
+                stop = len(keys) if inside.stop is None else search(keys, inside.stop)
+                keep[search(keys, inside.start) : stop] = False
         if low == high and keep.all():
             return None
         puts = staged.puts_in(low, high)
         if not keys:
             return puts
-        for key in staged.keys[low:high]:
-            at = bisect_left(keys, key)
+        keys = cut_for(high - low, keys)
+        places = np.empty(high - low, np.int64)
+        for i, key in enumerate(staged.keys[low:high]):
+            places[i] = at = search(keys, key)
             if at < len(keys) and keys[at] == key:
                 keep[at] = False
-        places = np.fromiter((bisect_left(keys, key) for key in puts.keys), np.int64, len(puts.keys))
-        order = np.insert(np.arange(len(keys)), places, len(keys) + np.arange(len(puts.keys)))
-        kept = np.concatenate((keep, np.ones(len(puts.keys), bool)))
-        return pick(join(node, puts), order[kept[order]])
+        is_put = np.diff(staged.put_ranks[low : high + 1]) > 0
+        return merge(node, keep, puts, places[is_put])
 
     def _interior(
         self, node: InteriorNode, low: int, high: int, lower: bytes, upper: bytes | None
@@ -143,10 +143,7 @@ class Rewriter:
             places += [child] * len(new)
         if keep.all():
             return None
-        count = len(node.keys)
-        order = np.insert(np.arange(count), np.array(places, np.int64), count + np.arange(len(replacements)))
-        kept = np.concatenate((keep, np.ones(len(replacements), bool)))
-        return pick(join(node, interior_of(replacements, node.height)), order[kept[order]])
+        return merge(node, keep, interior_of(replacements, node.height), np.array(places, np.int64))
 
     def _touched(
         self, node: InteriorNode, low: int, high: int, lower: bytes, upper: bytes | None
@@ -175,13 +172,15 @@ class Rewriter:
         """Cut the entries into nodes, append these, and say where they lie. Only a lone node can be the root."""
         if not node.keys:
             return []
-        shared = common_prefix(node.keys[0], node.keys[-1])
+        node = packed(node)
+        shared = common_prefix_length(node.keys[0], node.keys[-1])
         minimum = LEAF_MINIMUM if isinstance(node, LeafNode) else INTERIOR_MINIMUM
         runs = split(decoded_sizes(node), shared, self._config.max_decoded_node_bytes, minimum)
-        return [self._append(cut(node, *run), is_root=may_be_root and len(runs) == 1) for run in runs]
+        whole = len(runs) == 1
+        return [self._append(cut(node, *run), is_root=may_be_root and whole, is_whole=whole) for run in runs]
 
-    def _append(self, node: BTreeNode, *, is_root: bool) -> Child:
-        excluded = 0 if is_root else common_prefix(node.keys[0], node.keys[-1])
+    def _append(self, node: BTreeNode, *, is_root: bool, is_whole: bool) -> Child:
+        excluded = 0 if is_root else common_prefix_length(node.keys[0], node.keys[-1])
         compression = self._config.compression
         if isinstance(node, LeafNode):
             data = encode_leaf_node(node, excluded=excluded, compression=compression)
@@ -195,4 +194,6 @@ class Rewriter:
             below = saturating_sum(node.num_tree_bytes)
             indirect = saturating_sum(node.num_indirect_value_bytes)
         location = self._data_files.append(self._prefix, data)
+        if is_whole:
+            self._nodes.keep(location, node.keys[0][:excluded], node)  # the next commit is likely to change it again
         return Child(node.keys[0], excluded, location, num_keys, saturating_sum((len(data), below)), indirect)

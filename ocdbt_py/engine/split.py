@@ -13,8 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_ENTRIES = 1 << 20
-"""A node holds at most this many entries ("B+tree node", num_entries)."""
+from ocdbt_py.format.btree import MAX_ENTRIES
 
 LEAF_MINIMUM = 1
 INTERIOR_MINIMUM = 2

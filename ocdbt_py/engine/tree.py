@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from ocdbt_py.engine.nodes import BTreeNode, Nodes
 from ocdbt_py.format.btree import InteriorNode, LeafNode
 from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.key_column import cut_for, search
 from ocdbt_py.format.versions import VersionEntry
 
 Found = bytes | Location | None
@@ -24,10 +25,10 @@ NO_VERSION = VersionEntry(0, 0, None, 0, 0, 0, 0)
 class Tree:
     """The B-tree of one version. Immutable, and so are all answers."""
 
-    __slots__ = ("_nodes", "version")
+    __slots__ = ("nodes", "version")
 
     def __init__(self, nodes: Nodes, version: VersionEntry) -> None:
-        self._nodes = nodes
+        self.nodes = nodes
         self.version = version
 
     def lookup(self, key: bytes) -> Found:
@@ -36,17 +37,18 @@ class Tree:
     def lookup_many(self, keys: Sequence[bytes]) -> list[Found]:
         """The value of each key, in the order asked; every node on the way is visited once."""
         found: list[Found] = [None] * len(keys)
-        root = self._root()
+        root = self._root() if keys else None
         if root is None:
             return found
-        order = sorted(range(len(keys)), key=keys.__getitem__) if len(keys) > 1 else [0]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
         pending: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(order))]
         while pending:
             node, upper, low, high = pending.pop()
             if isinstance(node, LeafNode):
+                entries = cut_for(high - low, node.keys)
                 for i in order[low:high]:
-                    at = bisect_left(node.keys, keys[i])
-                    if at < len(node.keys) and node.keys[at] == keys[i]:
+                    at = search(entries, keys[i])
+                    if at < len(entries) and entries[at] == keys[i]:
                         found[i] = node.value(at)
                 continue
             while low < high:
@@ -75,8 +77,8 @@ class Tree:
         while path:
             node, upper, children = path[-1]
             if isinstance(node, LeafNode):
-                low = bisect_left(node.keys, start)
-                high = len(node.keys) if stop is None else bisect_left(node.keys, stop)
+                low = search(node.keys, start)
+                high = len(node.keys) if stop is None else search(node.keys, stop)
                 if low < high:
                     yield node, low, high
                 path.pop()
@@ -93,13 +95,13 @@ class Tree:
         key = node.keys[child]
         end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
         prefix = key[: int(node.subtree_prefix_lengths[child])]
-        return self._nodes.btree(node.location(child), node.height - 1, prefix, key, end), end
+        return self.nodes.btree(node.location(child), node.height - 1, prefix, key, end), end
 
     def _root(self) -> BTreeNode | None:
         version = self.version
         if version.root is None:
             return None
-        return self._nodes.btree(version.root, version.root_height, b"", b"", None)
+        return self.nodes.btree(version.root, version.root_height, b"", b"", None)
 
 
 def _children(node: BTreeNode, start: bytes, stop: bytes | None) -> Iterator[int]:

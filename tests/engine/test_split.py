@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocdbt_py.engine.split import INTERIOR_MINIMUM, LEAF_MINIMUM, MAX_ENTRIES, split
+from ocdbt_py.engine.split import INTERIOR_MINIMUM, LEAF_MINIMUM, split
+from ocdbt_py.format.btree import MAX_ENTRIES
 
 
 def split_by_the_book(sizes: list[int], common: int, limit: int, minimum: int) -> list[tuple[int, int]]:

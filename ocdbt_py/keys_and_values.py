@@ -1,0 +1,69 @@
+"""What callers may pass for keys, values and parts of values, as the engine wants it: the one place that converts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ocdbt_py.engine.tree import Found
+from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError
+from ocdbt_py.format.datafile import Location
+from ocdbt_py.storage.protocol import Buffer
+
+Key = bytes | str
+Request = Key | tuple[Key, int, int | None]
+"""A key, or a key with the first and the end of the bytes wanted of its value."""
+
+
+def encoded_key(key: object) -> bytes:
+    """A key as bytes; ``str`` as UTF-8."""
+    if isinstance(key, bytes):
+        return key
+    if isinstance(key, str):
+        return key.encode("utf-8")
+    if isinstance(key, bytearray | memoryview):
+        return bytes(key)
+    raise InvalidTypeError(f"A key is bytes or str, not {type(key).__name__}")
+
+
+def value_buffer(value: object) -> Buffer:
+    """Any contiguous buffer as bytes in C order, not copied; one that is not contiguous is copied into C order."""
+    if isinstance(value, bytes | bytearray):
+        return value
+    if isinstance(value, str):
+        raise InvalidTypeError("A value is bytes or another buffer, not str; encode it first")
+    try:
+        view = memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidTypeError(f"A value is bytes or another buffer, not {type(value).__name__}") from None
+    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
+
+
+def pairs_of(values: Any, named: Mapping[str, Buffer]) -> Iterator[tuple[Key, Buffer]]:
+    """What ``update`` of a mapping takes: a mapping, or something with ``keys``, or pairs; and keywords."""
+    if isinstance(values, Mapping):
+        yield from values.items()
+    elif hasattr(values, "keys"):
+        yield from ((key, values[key]) for key in values.keys())  # noqa: SIM118 - it need not be iterable
+    else:
+        yield from values
+    yield from named.items()
+
+
+def size_of(found: bytes | Location) -> int:
+    return found.length if isinstance(found, Location) else len(found)
+
+
+def value_range(key: Key, found: Found, start: int, stop: int | None) -> tuple[int, int]:
+    """The bytes ``[low, high)`` that are meant; negative ``start``: that many at the end. Nothing is clipped."""
+    assert found is not None
+    size = size_of(found)
+    low = size + start if start < 0 else start
+    high = size if stop is None else stop
+    if not 0 <= low <= high <= size or (start < 0 and stop is not None):
+        raise InvalidArgumentError(
+            f"Bytes [{start}, {'end' if stop is None else stop}) are out of range: the value of {encoded_key(key)!r} "
+            f"has {size}",
+            key=encoded_key(key),
+        )
+    return low, high
