@@ -1,0 +1,251 @@
+"""What lies at a place: a checkpoint, one of its items, a root of steps, a bare database; and whether it was finished.
+
+    ROOT/                        steps below: ROOT
+      STEP/                      items below, _CHECKPOINT_METADATA beside them: STEP
+        ITEM/_METADATA           a pytree: PYTREE; so is a checkpoint that was saved directly, without items
+      STEP.orbax-checkpoint-tmp/ being written, or never finished
+
+Recognition goes by names alone, and by as few listings as will do; where a storage cannot list, known names are tried.
+Which JSON says what is :mod:`ocdbt_py.checkpoint.metadata`'s business.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ocdbt_py.checkpoint.metadata import (
+    CHECKPOINT_METADATA,
+    COMMIT_MARKER,
+    METADATA,
+    decode_checkpoint_metadata,
+)
+from ocdbt_py.errors import CorruptDataError, NotFoundError, PathNotFoundError
+from ocdbt_py.format.manifest import MANIFEST_NAME, parse_numbered_manifest_name
+from ocdbt_py.storage.location import Place
+from ocdbt_py.storage.protocol import Read, Storage
+
+__all__ = [
+    "JSON_FILES",
+    "PROCESS_PREFIX",
+    "TEMPORARY",
+    "ItemKind",
+    "Kind",
+    "Layout",
+    "child",
+    "identify",
+    "is_finished",
+    "read_file",
+    "replaced_path",
+    "temporary_path",
+]
+
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""A directory with this in its name is not, or not yet, a checkpoint."""
+
+PROCESS_PREFIX = "ocdbt.process_"
+"""Begins the directory of what one process wrote."""
+
+JSON_FILES = ("data.json", "metadata", "metrics")
+"""What an item that is JSON consists of, by who wrote it."""
+
+_REPLACED = f"{TEMPORARY}-replaced"
+_MSGPACK = "checkpoint"
+_V1_MARKER = "orbax.checkpoint"
+_STEP_NAME = re.compile(r"(.+_)?[0-9]+", re.ASCII | re.DOTALL)
+_LOOKED_INTO = 8
+"""So many directories are opened to tell what the others of their kind are."""
+
+_KNOWN_FILES = (METADATA, MANIFEST_NAME, CHECKPOINT_METADATA, COMMIT_MARKER, _MSGPACK, _V1_MARKER, *JSON_FILES)
+_KNOWN_ITEMS = ("default", "state", "pytree")
+
+
+class Kind(enum.Enum):
+    """What a directory is."""
+
+    NOTHING = "nothing"
+    PYTREE = "a pytree"
+    OLD_PYTREE = "a pytree of Orbax 0.3 or older"
+    STEP = "a step with items"
+    ROOT = "a root of steps"
+    DATABASE = "a database"
+    JSON = "a JSON item"
+    PARTS = "the unmerged parts of several processes"
+    OTHER = "something else"
+
+
+class ItemKind(enum.Enum):
+    """What an item of a step is."""
+
+    PYTREE = "pytree"
+    OLD_PYTREE = "old pytree"
+    JSON = "JSON"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A place and what lies there. ``names``: files, and directories with a slash at the end.
+
+    ``items`` of a step: name -> kind. ``steps`` of a root: names, in the order of their numbers.
+    """
+
+    place: Place
+    kind: Kind
+    names: frozenset[str] = frozenset()
+    items: Mapping[str, ItemKind] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+
+
+def child(place: Place, name: str) -> Place:
+    """The file or directory ``name`` of a place."""
+    path = f"{place.path}/{name}"
+    return replace(place, path=path, url=place.storage.describe(path))
+
+
+def temporary_path(path: str) -> str:
+    """Where a checkpoint is written before it is renamed to ``path``."""
+    return path + TEMPORARY
+
+
+def replaced_path(path: str) -> str:
+    """Where the old checkpoint of ``path`` lies while the new one takes its place; Orbax ignores it."""
+    return path + _REPLACED
+
+
+def read_file(place: Place, name: str) -> bytes | None:
+    """A small file of a place; None if it is not there."""
+    try:
+        found = place.storage.read(f"{place.path}/{name}")
+    except NotFoundError:
+        return None
+    assert isinstance(found, Read)
+    return found.data
+
+
+def identify(place: Place) -> Layout:
+    """Recognise what is there. Nothing is read but names."""
+    names = _names(place)
+    files = {name for name in names if not name.endswith("/")}
+    if METADATA in files:
+        return Layout(place, Kind.PYTREE, names)
+    if _MSGPACK in files:
+        return Layout(place, Kind.OLD_PYTREE, names)
+    below = [name[:-1] for name in names if name.endswith("/") and TEMPORARY not in name]
+    if CHECKPOINT_METADATA in files or _V1_MARKER in files:
+        return Layout(place, Kind.STEP, names, items=_items(place, below))
+    if any(name == MANIFEST_NAME or parse_numbered_manifest_name(name) is not None for name in files):
+        return Layout(place, Kind.DATABASE, names)
+    if any(name.startswith(PROCESS_PREFIX) for name in below):
+        return Layout(place, Kind.PARTS, names)
+    below.sort(key=lambda name: (_STEP_NAME.fullmatch(name) is None, name))
+    for name in below[:_LOOKED_INTO]:
+        if _is_step(child(place, name)):
+            return Layout(place, Kind.ROOT, names, steps=_steps(place, below))
+    items = _items(place, below[:_LOOKED_INTO])
+    if any(kind in (ItemKind.PYTREE, ItemKind.OLD_PYTREE) for kind in items.values()):
+        return Layout(place, Kind.STEP, names, items=_items(place, below))
+    if not names:
+        return Layout(place, Kind.NOTHING)
+    return Layout(place, Kind.JSON if _item_kind(names) is ItemKind.JSON else Kind.OTHER, names)
+
+
+def is_finished(layout: Layout) -> bool:
+    """Whether its writer committed it.
+
+    Where directories are renamed: by its own name and its step's. Elsewhere: by the marker, its own or its step's; or,
+    when it was copied there without one, by the commit time in ``_CHECKPOINT_METADATA``.
+    """
+    place = layout.place
+    above, _, name = place.path.rpartition("/")
+    if place.storage.capabilities.rename:
+        return TEMPORARY not in name and TEMPORARY not in above.rpartition("/")[2]
+    if COMMIT_MARKER in layout.names or _has_commit_time(place):
+        return True
+    step = replace(place, path=above, url=place.storage.describe(above))
+    return read_file(step, COMMIT_MARKER) is not None or _has_commit_time(step)
+
+
+def _has_commit_time(place: Place) -> bool:
+    data = read_file(place, CHECKPOINT_METADATA)
+    try:
+        return data is not None and decode_checkpoint_metadata(data).commit_time_ns is not None
+    except CorruptDataError:
+        return False
+
+
+def _names(place: Place) -> frozenset[str]:
+    """What a directory holds, as far as the storage can tell."""
+    storage = place.storage
+    if storage.capabilities.list:
+        start = len(place.path) + 1
+        return frozenset(item.path[start:] for item in storage.list(place.path + "/"))
+    found = {name for name in _KNOWN_FILES if _is_file(storage, f"{place.path}/{name}")}
+    items: Iterable[str] = ()
+    if METADATA not in found and MANIFEST_NAME not in found:
+        items = {*_KNOWN_ITEMS, *_recorded_items(place)}
+    return frozenset(found | {f"{item}/" for item in items if _names_no_deeper(place, item)})
+
+
+def _names_no_deeper(place: Place, item: str) -> bool:
+    return any(_is_file(place.storage, f"{place.path}/{item}/{name}") for name in (METADATA, *JSON_FILES))
+
+
+def _recorded_items(place: Place) -> Iterable[str]:
+    data = read_file(place, CHECKPOINT_METADATA)
+    try:
+        handlers = None if data is None else decode_checkpoint_metadata(data).item_handlers
+    except CorruptDataError:
+        return ()
+    return (name for name in handlers if _is_plain(name)) if isinstance(handlers, dict) else ()
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name from a file is one directory below, and leads nowhere else."""
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def _is_file(storage: Storage, path: str) -> bool:
+    try:
+        storage.read(path, 0, 1)
+    except PathNotFoundError:
+        return False
+    return True
+
+
+def _items(place: Place, names: Iterable[str]) -> dict[str, ItemKind]:
+    return {name: _item_kind(_names(child(place, name))) for name in sorted(names)}
+
+
+def _item_kind(names: frozenset[str]) -> ItemKind:
+    if METADATA in names:
+        return ItemKind.PYTREE
+    if _MSGPACK in names:
+        return ItemKind.OLD_PYTREE
+    return ItemKind.OTHER if names.isdisjoint(JSON_FILES) else ItemKind.JSON
+
+
+def _is_step(place: Place) -> bool:
+    """Whether a directory is a checkpoint of its own, and not an item of the one above it."""
+    names = _names(place)
+    if CHECKPOINT_METADATA in names or _V1_MARKER in names:
+        return True
+    if METADATA in names or _MSGPACK in names:
+        return False
+    below = [name[:-1] for name in names if name.endswith("/") and TEMPORARY not in name][:_LOOKED_INTO]
+    kinds = _items(place, below).values()
+    return ItemKind.PYTREE in kinds or ItemKind.OLD_PYTREE in kinds
+
+
+def _steps(place: Place, names: Iterable[str]) -> tuple[str, ...]:
+    """The names that are steps: those with a number, and of the few others those that prove to be."""
+    steps = [name for name in names if _STEP_NAME.fullmatch(name)]
+    others = [name for name in names if not _STEP_NAME.fullmatch(name)][:_LOOKED_INTO]
+    return tuple(sorted(steps, key=_number) + [name for name in others if _is_step(child(place, name))])
+
+
+def _number(name: str) -> tuple[str, int, str]:
+    prefix, _, digits = name.rpartition("_")
+    return prefix, len(digits.lstrip("0")), digits.lstrip("0")

@@ -1,0 +1,370 @@
+"""The JSON files beside a checkpoint's database: what Orbax writes into them, and reading what anybody wrote.
+
+    _METADATA                       the tree: each leaf's path and kind
+    _strings.json                   the string leaves
+    _sharding                       where the leaves that were JAX arrays lay
+    array_metadatas/process_N       how they were written
+    _CHECKPOINT_METADATA            handler, times and the user's metadata, once a checkpoint
+    commit_success.txt              a line of text, the last file written
+
+Writers give Orbax's own text; the one with an entry for each leaf is put together from templates, since a tree may have
+a hundred thousand. Readers take any bytes: keys they do not know are passed over, and whatever cannot be meant is
+:class:`CorruptDataError`, never another exception.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any, NamedTuple
+
+from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
+from ocdbt_py.errors import CorruptDataError, InvalidTypeError, UnsupportedError
+
+__all__ = [
+    "ARRAY_METADATAS",
+    "CHECKPOINT_METADATA",
+    "COMMIT_MARKER",
+    "METADATA",
+    "SHARDING",
+    "STRINGS",
+    "ArrayRecord",
+    "CheckpointMetadata",
+    "LeafRecord",
+    "TreeMetadata",
+    "ValueType",
+    "check_custom_metadata",
+    "commit_text",
+    "decode_checkpoint_metadata",
+    "decode_json",
+    "decode_shardings",
+    "decode_strings",
+    "decode_tree_metadata",
+    "encode_array_metadatas",
+    "encode_checkpoint_metadata",
+    "encode_shardings",
+    "encode_strings",
+    "encode_tree_metadata",
+    "look_up_string",
+]
+
+METADATA = "_METADATA"
+STRINGS = "_strings.json"
+SHARDING = "_sharding"
+ARRAY_METADATAS = "array_metadatas"
+CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"
+COMMIT_MARKER = "commit_success.txt"
+
+PYTREE_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+
+
+class ValueType:
+    """What ``value_type`` may say of a leaf."""
+
+    JAX_ARRAY = "jax.Array"
+    NUMPY_ARRAY = "np.ndarray"
+    SCALAR = "scalar"
+    STRING = "string"
+    NONE = "None"
+    DICT = "Dict"
+    LIST = "List"
+    TUPLE = "Tuple"
+    NAMED_TUPLE = "NamedTuple"
+
+    ARRAYS = frozenset({JAX_ARRAY, NUMPY_ARRAY, SCALAR})
+    """Stored as a zarr array."""
+    EMPTY = frozenset({NONE, DICT, LIST, TUPLE, NAMED_TUPLE})
+    """Stored nowhere but here."""
+
+
+class LeafRecord(NamedTuple):
+    """One entry of ``_METADATA``. ``write_shape``, of JAX arrays only: the shape one writer writes at a time."""
+
+    path: Path
+    value_type: str
+    write_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeMetadata:
+    """``_METADATA`` as it was read. ``use_ocdbt`` is None where the writer did not say."""
+
+    leaves: Sequence[LeafRecord]
+    use_ocdbt: bool | None
+    use_zarr3: bool
+    missing_chunks_are_fill_values: bool
+    custom_metadata: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointMetadata:
+    """``_CHECKPOINT_METADATA`` as it was read; times in nanoseconds since the epoch."""
+
+    item_handlers: dict[str, Any] | str | None = None
+    init_time_ns: int | None = None
+    commit_time_ns: int | None = None
+    custom_metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class ArrayRecord(NamedTuple):
+    """One entry of ``array_metadatas/process_N``: a leaf that was a JAX array."""
+
+    name: str
+    write_shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    random_key_impl: str | None = None
+
+
+# --- writing
+
+
+class _KeyTexts(dict[Key, str]):
+    """The JSON of a step of a path, made once for each key."""
+
+    def __missing__(self, key: Key) -> str:
+        text = self[key] = f'{{"key": {quote(key.name)}, "key_type": {int(key.kind)}}}'
+        return text
+
+
+def encode_tree_metadata(leaves: Iterable[LeafRecord]) -> bytes:
+    """``_METADATA`` of a tree stored in a database as zarr v2, every chunk written."""
+    keys = _KeyTexts()
+    tails: dict[tuple[str, tuple[int, ...] | None], str] = {}
+    entries = []
+    for path, value_type, write_shape in leaves:
+        tail = tails.get((value_type, write_shape))
+        if tail is None:
+            value: dict[str, Any] = {"value_type": value_type, "skip_deserialize": value_type in ValueType.EMPTY}
+            if write_shape is not None:
+                value["write_shape"] = write_shape
+            tail = tails[value_type, write_shape] = f'], "value_metadata": {json.dumps(value)}}}'
+        label = quote(repr(tuple([key.name for key in path])))
+        entries.append(f'{label}: {{"key_metadata": [{", ".join([keys[key] for key in path])}{tail}')
+    rest = {
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    return f'{{"tree_metadata": {{{", ".join(entries)}}}, {json.dumps(rest)[1:]}'.encode()
+
+
+def encode_strings(strings: Mapping[str, str]) -> bytes:
+    """``_strings.json``. A name is a JSON pointer: ``/`` in it nests objects."""
+    root: dict[str, Any] = {}
+    for name, text in strings.items():
+        *above, last = _pointer(name)
+        level = root
+        for token in above:
+            level = level.setdefault(token, {})
+        level[last] = text
+    try:
+        text = json.dumps(root, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    except RecursionError:
+        raise UnsupportedError("The name of a string leaf has too many '/' for Orbax's JSON; rename the key") from None
+    return text.encode()
+
+
+def encode_shardings(shardings: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """``_sharding`` from leaf name -> description."""
+    texts: dict[Any, str] = {}
+    entries = {}
+    for name, sharding in shardings.items():
+        text = texts.get(id(sharding))
+        if text is None:
+            text = texts[id(sharding)] = json.dumps(sharding)
+        entries[base64.urlsafe_b64encode(name.encode()).decode()] = text
+    return json.dumps(entries, separators=(",", ":"), sort_keys=True).encode()
+
+
+def encode_array_metadatas(arrays: Iterable[ArrayRecord]) -> bytes:
+    """``array_metadatas/process_N`` of the leaves that were JAX arrays."""
+    shapes: dict[tuple[Any, ...], str] = {}
+    entries = []
+    for name, *shape in arrays:
+        tail = shapes.get(tuple(shape))
+        if tail is None:
+            write_shape, chunk_shape, random_key_impl = shape
+            extra = None if random_key_impl is None else {"random_key_impl": random_key_impl}
+            rest = {"write_shape": write_shape, "chunk_shape": chunk_shape, "ext_metadata": extra}
+            tail = shapes[tuple(shape)] = json.dumps(rest)[1:]
+        entries.append(f'{{"array_metadata": {{"param_name": {quote(name)}, {tail}}}')
+    return f'{{"array_metadatas": [{", ".join(entries)}]}}'.encode()
+
+
+def encode_checkpoint_metadata(
+    init_time_ns: int, commit_time_ns: int | None, custom_metadata: Mapping[str, Any]
+) -> bytes:
+    """``_CHECKPOINT_METADATA`` of a checkpoint whose one item is a pytree in the directory itself.
+
+    ``commit_time_ns`` is None until it is complete.
+    """
+    return json.dumps(
+        {
+            "item_handlers": PYTREE_HANDLER,
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": init_time_ns,
+            "commit_timestamp_nsecs": commit_time_ns,
+            "custom_metadata": custom_metadata,
+        }
+    ).encode()
+
+
+def commit_text(url: str) -> bytes:
+    """``commit_success.txt``; the text is for people, nobody parses it."""
+    return f"Checkpoint commit was successful to {url}".encode(errors="surrogateescape")
+
+
+def check_custom_metadata(custom_metadata: Any) -> dict[str, Any]:
+    """A dict that JSON can hold, None standing for an empty one; anything else is :class:`InvalidTypeError`."""
+    if custom_metadata is None:
+        return {}
+    if not isinstance(custom_metadata, Mapping):
+        raise InvalidTypeError(f"custom_metadata is a dict, not {type(custom_metadata).__name__}")
+    plain = dict(custom_metadata)
+    try:
+        # as it will be read back: keys are str by then
+        read_back = json.loads(json.dumps(plain))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidTypeError(f"custom_metadata must be what JSON can hold: {error}") from None
+    assert isinstance(read_back, dict)
+    return read_back
+
+
+# --- reading
+
+
+def decode_json(data: bytes, path: str) -> Any:
+    """JSON, however deep, long or broken."""
+    try:
+        return json.loads(str(data, "utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and too long a number are ValueErrors
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise CorruptDataError(f"{path} is not JSON: {reason}", path=path) from None
+
+
+def decode_tree_metadata(data: bytes, path: str = METADATA) -> TreeMetadata:
+    """``_METADATA`` of any release. Labels are not looked at: each entry says its own path."""
+    document = _object(decode_json(data, path), path, "the file")
+    entries = _object(document.get("tree_metadata"), path, "tree_metadata")
+    if not entries:
+        raise CorruptDataError(f"tree_metadata in {path} has no entries", path=path)
+    keys = _KeysRead(path)
+    leaves = []
+    try:
+        for entry in entries.values():
+            steps = entry["key_metadata"]
+            value_type = entry["value_metadata"]["value_type"]
+            if type(steps) is not list or type(value_type) is not str:
+                raise TypeError
+            leaves.append(LeafRecord(tuple([keys[step["key"], step["key_type"]] for step in steps]), value_type))
+    except (TypeError, KeyError):
+        label, entry = next((item for item in entries.items() if not _is_entry(item[1])), ("?", None))
+        raise CorruptDataError(
+            f"The entry {label[:200]!r} of tree_metadata in {path} has no valid key_metadata and value_metadata",
+            path=path,
+        ) from None
+    use_ocdbt = document.get("use_ocdbt")
+    return TreeMetadata(
+        leaves=leaves,
+        use_ocdbt=None if use_ocdbt is None else bool(use_ocdbt),
+        use_zarr3=bool(document.get("use_zarr3")),
+        missing_chunks_are_fill_values=not document.get("store_array_data_equal_to_fill_value"),
+        custom_metadata=document.get("custom_metadata"),
+    )
+
+
+class _KeysRead(dict[tuple[str, int], Key]):
+    """Keys by what the file says of them, checked and made once each."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __missing__(self, step: tuple[str, int]) -> Key:
+        name, kind = step
+        if not _is_key(name, kind):
+            raise TypeError
+        key = self[step] = Key(name, KeyKind(kind))
+        return key
+
+
+def _is_key(name: Any, kind: Any) -> bool:
+    if type(name) is not str or type(kind) is not int or kind not in (1, 2):
+        return False
+    # JSON can spell halves of surrogate pairs, of which no key of a database is made
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _is_entry(entry: Any) -> bool:
+    try:
+        steps = entry["key_metadata"]
+        return (
+            type(steps) is list
+            and type(entry["value_metadata"]["value_type"]) is str
+            and all(_is_key(step["key"], step["key_type"]) for step in steps)
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+def decode_strings(data: bytes, path: str = STRINGS) -> dict[str, Any]:
+    """``_strings.json``, for :func:`look_up_string`."""
+    return _object(decode_json(data, path), path, "the file")
+
+
+def look_up_string(strings: Mapping[str, Any], name: str, path: str = STRINGS) -> str:
+    """The string leaf called ``name``."""
+    found: Any = strings
+    for token in _pointer(name):
+        found = found.get(token) if isinstance(found, dict) else None
+    if not isinstance(found, str):
+        raise CorruptDataError(f"{path} has no string for the leaf {name!r}", path=path)
+    return found
+
+
+def decode_shardings(data: bytes, path: str = SHARDING) -> dict[str, dict[str, Any]]:
+    """``_sharding``: leaf name -> description, as Orbax spells it."""
+    shardings = {}
+    for key, text in _object(decode_json(data, path), path, "the file").items():
+        try:
+            name = base64.b64decode(key.encode(), altchars=b"-_", validate=True).decode()
+        except ValueError:
+            raise CorruptDataError(f"{key[:80]!r} in {path} is not the base64 of a leaf name", path=path) from None
+        if not isinstance(text, str):
+            raise CorruptDataError(f"The sharding of {name!r} in {path} is not a string", path=path)
+        shardings[name] = _object(decode_json(text.encode(errors="surrogatepass"), path), path, repr(name))
+    return shardings
+
+
+def decode_checkpoint_metadata(data: bytes, path: str = CHECKPOINT_METADATA) -> CheckpointMetadata:
+    """``_CHECKPOINT_METADATA`` of any release. Keys of one's own at the top count as custom metadata, as in Orbax."""
+    document = dict(_object(decode_json(data, path), path, "the file"))
+    handlers = document.pop("item_handlers", None)
+    times = [document.pop(f"{which}_timestamp_nsecs", None) for which in ("init", "commit")]
+    custom: dict[str, Any] = {}
+    for name in ("custom", "custom_metadata"):  # 0.10.0 to 0.11.6 wrote the first
+        given = document.pop(name, None)
+        custom |= {} if given is None else _object(given, path, name)
+    for name in ("metrics", "performance_metrics"):
+        document.pop(name, None)
+    init_time, commit_time = (time if type(time) is int else None for time in times)
+    return CheckpointMetadata(
+        item_handlers=handlers if isinstance(handlers, dict | str) else None,
+        init_time_ns=init_time,
+        commit_time_ns=commit_time,
+        custom_metadata=document | custom,
+    )
+
+
+def _object(value: Any, path: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CorruptDataError(f"{path}: {what} is not a JSON object", path=path)
+    return value
+
+
+def _pointer(name: str) -> list[str]:
+    return [token.replace("~1", "/").replace("~0", "~") for token in name.split("/")]

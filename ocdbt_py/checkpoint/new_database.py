@@ -1,0 +1,77 @@
+"""A database built in one go, where nobody else writes: values, one version, and a manifest for the caller to place.
+
+An ordinary commit arbitrates between writers by replacing the manifest under a condition. A checkpoint needs none of
+that: its directory belongs to its writer until it is finished. So this works on every storage that can be written,
+takes no lock, and leaves it to the caller when the manifest, and with it the database, comes into being.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ocdbt_py.engine.data_files import DataFiles
+from ocdbt_py.engine.mutations import Mutations
+from ocdbt_py.engine.nodes import Nodes
+from ocdbt_py.engine.options import Config, WriteOptions
+from ocdbt_py.engine.rewrite import EMPTY, Rewriter
+from ocdbt_py.format.config import ManifestKind
+from ocdbt_py.format.manifest import Manifest, encode_manifest
+from ocdbt_py.format.versions import VersionEntry
+from ocdbt_py.storage.protocol import Buffer, Storage
+
+__all__ = ["NewDatabase"]
+
+CONFIG = Config(max_inline_value_bytes=1024, max_decoded_node_bytes=100_000_000)
+"""What Orbax stores ("OCDBT settings"); the rest is the format's defaults."""
+
+_ALIGNMENT = 64
+_ZEROS = bytes(_ALIGNMENT)
+
+
+class NewDatabase:
+    """The database being written below ``base``, a path in ``storage`` without a trailing slash."""
+
+    def __init__(self, storage: Storage, base: str) -> None:
+        self._config = CONFIG.new(os.urandom(16), ManifestKind.SINGLE)
+        self._options = WriteOptions()
+        self._nodes = Nodes(storage, base, cache_bytes=0)
+        self._files = DataFiles(storage, base, self._options.target_data_file_size)
+        self._mutations = Mutations()
+
+    def put(self, key: bytes, value: Buffer) -> None:
+        """Store a value. It must not change before :meth:`finish`.
+
+        Values too long to stand in the tree begin on multiples of 64 bytes, so that arrays can be mapped in place.
+        """
+        if len(value) <= self._config.max_inline_value_bytes:
+            self._mutations.put(key, value)
+            return
+        prefix = self._options.value_data_prefix
+        location = self._files.append(prefix, value)
+        self._mutations.put(key, location)
+        rest = -len(value) % _ALIGNMENT
+        if rest and location.offset + len(value) < self._options.target_data_file_size:  # else the next file begins
+            self._files.append(prefix, _ZEROS[:rest])
+
+    def finish(self) -> bytes:
+        """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written."""
+        options = self._options
+        staged = self._mutations.stage(self._config.max_inline_value_bytes, options.value_data_prefix, self._files)
+        prefix = options.btree_node_data_prefix
+        root = Rewriter(self._nodes, self._config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
+        self._files.flush()
+        version = VersionEntry(
+            generation=1,
+            root_height=root.height,
+            root=root.location,
+            num_keys=root.num_keys,
+            num_tree_bytes=root.num_tree_bytes,
+            num_indirect_value_bytes=root.num_indirect_value_bytes,
+            commit_time_ns=time.time_ns(),
+        )
+        return encode_manifest(Manifest(self._config, (version,), ()))
+
+    def abort(self) -> None:
+        """Remove what was written, as far as the storage lets us."""
+        self._files.abort()

@@ -1,0 +1,24 @@
+"""Where these tests keep checkpoints: storages of several abilities, and how a test asks for a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ocdbt_py.storage.location import Place
+from ocdbt_py.storage.protocol import Capabilities
+from ocdbt_py.testing.faulty import FaultyStorage
+
+NewPlace = Callable[..., Place]
+"""Called with a storage or nothing; an absent directory, below one of its own."""
+
+
+class Bucket(FaultyStorage):
+    """As an object store: no directory is renamed."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(self.inner.capabilities, rename=False)
+
+    def rename(self, source: str, target: str) -> None:
+        raise AssertionError(f"{source} renamed to {target}, but this storage cannot")
