@@ -1,0 +1,157 @@
+"""How the benchmarks measure: sides take turns, each operation in a fresh process, and ratios of medians count.
+
+On a shared machine speed drifts by the minute, so sides never run one after the other in blocks but A B A B, and what
+is reported is the ratio of medians, with the smallest and largest ratio of a single round beside it.
+
+An operation runs in a process of its own that imports and builds its input, says ``READY``, waits for a line, times the
+operation alone and answers with one line of JSON. Before that line the driver gives back memory that it had touched:
+in a virtual machine a page that the host must supply first costs ten times as much as the operation under test, and
+which side is hit would be chance.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+READY = "READY"
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one side's runs, in the order of the rounds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{min(self.seconds):.3f}..{max(self.seconds):.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster one side is: ratio of medians, and the range of the rounds' own ratios."""
+
+    of_medians: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def between(cls, slower: Times, faster: Times) -> Ratio:
+        rounds = [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
+        return cls(slower.median / faster.median, min(rounds), max(rounds))
+
+    def __str__(self) -> str:
+        return f"{self.of_medians:.3g}x [{self.lowest:.3g}..{self.highest:.3g}]"
+
+
+def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Times]:
+    """Run every side once a round, in turn, after one round that does not count (it fills the caches of all sides)."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            taken = run()
+            if number:
+                seconds[name].append(taken)
+    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+
+
+class PrimedMemory:
+    """Memory touched by the driver, given back to the kernel just before a child allocates."""
+
+    def __init__(self, mebibytes: int) -> None:
+        self._size = mebibytes << 20
+        self._held: mmap.mmap | None = None
+
+    def hold(self) -> None:
+        if self._size and self._held is None:
+            self._held = mmap.mmap(-1, self._size)
+            page = b"\1" * (1 << 20)
+            for start in range(0, self._size, len(page)):
+                self._held[start : start + len(page)] = page
+
+    def give_back(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+def run_child(module: str, arguments: Sequence[str], memory: PrimedMemory) -> dict[str, Any]:
+    """Run ``python -m module arguments`` through the READY protocol; what it answered."""
+    memory.hold()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "ABSL_MIN_LOG_LEVEL": "3"}
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        if first.strip() == READY:
+            memory.give_back()
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            answer = child.stdout.readline()
+            child.stdin.close()
+            if child.wait() == 0:
+                found: dict[str, Any] = json.loads(answer)
+                return found
+    raise SystemExit(f"{module} {' '.join(arguments)} failed; its own message is above")
+
+
+def timed(operation: Callable[[], Any]) -> tuple[float, Any]:
+    """In a child: wait for the driver, then seconds the operation took, and its result."""
+    print(READY, flush=True)
+    sys.stdin.readline()
+    start = time.perf_counter()
+    result = operation()
+    return time.perf_counter() - start, result
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The title, then columns two spaces apart, the first to the left and the rest to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    print(title)
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def write_json(path: str | None, document: Mapping[str, Any]) -> None:
+    """The figures and the machine, where ``--json FILE`` was given."""
+    if path is not None:
+        Path(path).write_text(json.dumps({"machine": machine(), **document}, indent=2) + "\n")

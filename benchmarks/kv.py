@@ -1,0 +1,259 @@
+"""The key-value engine against TensorStore's: ``python -m benchmarks.kv [--rounds N] [--only NAME …] [--json FILE]``.
+
+Both on a local disk, with fsync, in turn, each operation in a fresh process; keys like those of a checkpoint, values of
+32 bytes, one key a write where single commits are meant. Every answer is checked outside the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT, PrimedMemory, Ratio, Times, machine, print_table, run_child, timed, write_json
+
+SIDES = ("ocdbt_py", "tensorstore")
+MANY = 100_000
+MILLION = 1_000_000
+COMMITS = 1000
+POINT_READS = 2000
+WRITERS = 4
+WRITER_COMMITS = 150
+
+
+def key(number: int) -> bytes:
+    return b"block_%d/item_%d/w/%07d" % (number // 1000, number % 1000, number)
+
+
+def value(number: int) -> bytes:
+    return b"v%031d" % number
+
+
+class Ours:
+    """What is measured of ocdbt_py."""
+
+    def __init__(self, path: str) -> None:
+        import ocdbt_py
+
+        self.db = ocdbt_py.open(path, "a")
+
+    def put_all(self, count: int) -> Callable[[], Any]:
+        content = {key(i): value(i) for i in range(count)}
+        return lambda: self.db.update(content)
+
+    def get(self, wanted: bytes) -> bytes:
+        return self.db[wanted]
+
+    def put(self, wanted: bytes, content: bytes) -> None:
+        self.db[wanted] = content
+
+    def keys(self, prefix: bytes = b"") -> list[bytes]:
+        return list(self.db.keys(prefix=prefix))
+
+    def items(self) -> int:
+        return sum(len(found) for _, found in self.db.items())
+
+    def delete_range(self, start: bytes, stop: bytes) -> None:
+        self.db.delete_range(start, stop)
+
+
+class TensorStores:
+    """The same of TensorStore, with a cache, as Orbax opens it."""
+
+    def __init__(self, path: str) -> None:
+        import tensorstore as ts
+
+        self.ts = ts
+        context = ts.Context({"cache_pool": {"total_bytes_limit": 100_000_000}})
+        spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+        self.kv = ts.KvStore.open(spec, context=context).result()
+
+    def put_all(self, count: int) -> Callable[[], Any]:
+        content = [(key(i), value(i)) for i in range(count)]
+
+        def run() -> None:
+            transaction = self.ts.Transaction(atomic=True)
+            writing = self.kv.with_transaction(transaction)
+            for wanted, new in content:
+                writing.write(wanted, new)
+            transaction.commit_async().result()
+
+        return run
+
+    def get(self, wanted: bytes) -> bytes:
+        found: bytes = self.kv.read(wanted).result().value
+        return found
+
+    def put(self, wanted: bytes, content: bytes) -> None:
+        self.kv.write(wanted, content).result()
+
+    def keys(self, prefix: bytes = b"") -> list[bytes]:
+        stop = prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else b""
+        found: list[bytes] = self.kv.list(self.ts.KvStore.KeyRange(prefix, stop)).result()
+        return found
+
+    def items(self) -> int:
+        reads = [self.kv.read(found) for found in self.kv.list().result()]
+        return sum(len(read.result().value) for read in reads)
+
+    def delete_range(self, start: bytes, stop: bytes) -> None:
+        self.kv.delete_range(self.ts.KvStore.KeyRange(start, stop)).result()
+
+
+def measure(side: str, operation: str, path: str) -> float:
+    """In the child: prepare, time, check; seconds."""
+    engine: Ours | TensorStores = Ours(path) if side == "ocdbt_py" else TensorStores(path)
+    run: Callable[[], Any]
+    check: Callable[[Any], bool] = lambda _: True  # noqa: E731
+    if operation in ("update_100k", "update_1m"):
+        count = MANY if operation == "update_100k" else MILLION
+        run = engine.put_all(count)
+    elif operation == "cold_point_read":
+        run, check = lambda: engine.get(key(70_707)), lambda found: found == value(70_707)
+    elif operation == "warm_point_reads":
+        wanted = [key(i * 47 % MANY) for i in range(POINT_READS)]
+        engine.get(wanted[0])
+        run = lambda: [engine.get(each) for each in wanted]  # noqa: E731
+        check = lambda found: len(found) == POINT_READS  # noqa: E731
+    elif operation == "list_keys":
+        run, check = engine.keys, lambda found: len(found) == MANY
+    elif operation == "scan_items":
+        run, check = engine.items, lambda found: found == 32 * MANY
+    elif operation == "prefix_scan":
+        run, check = lambda: engine.keys(b"block_42/"), lambda found: len(found) == 1000
+    elif operation == "delete_range":
+        run = lambda: engine.delete_range(b"block_20/", b"block_50/")  # noqa: E731
+    elif operation == "commits":
+        run = lambda: [engine.put(key(i), value(i)) for i in range(COMMITS)]  # noqa: E731
+    elif operation == "commits_on_10k":
+        run = lambda: [engine.put(key(i * 50), value(i)) for i in range(COMMITS // 5)]  # noqa: E731
+    else:
+        raise SystemExit(f"unknown operation {operation}")
+    seconds, found = timed(run)
+    if not check(found):
+        raise SystemExit(f"{side} {operation}: wrong answer")
+    return seconds
+
+
+# operation: what it is called, and how many keys are there before
+OPERATIONS = {
+    "update_100k": ("one transaction of 100,000 keys", 0),
+    "update_1m": ("one transaction of 1,000,000 keys", 0),
+    "cold_point_read": ("first read of one of 100,000 keys", MANY),
+    "warm_point_reads": (f"{POINT_READS} reads, warm, one by one", MANY),
+    "list_keys": ("list 100,000 keys, cold", MANY),
+    "scan_items": ("read 100,000 keys and values, cold", MANY),
+    "prefix_scan": ("list 1,000 keys of a prefix, cold", MANY),
+    "delete_range": ("delete a third of 100,000 keys", MANY),
+    "commits": (f"{COMMITS} single-key commits", 0),
+    "commits_on_10k": (f"{COMMITS // 5} commits into 10,000 keys", 10_000),
+    "writers": (f"{WRITERS} processes, {WRITER_COMMITS} commits each", 0),
+}
+
+
+def peak_mebibytes() -> float:
+    """The most memory this process ever had. Not ``ru_maxrss``, which a child inherits from the driver."""
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) / 1024
+
+
+def prepare(path: str, keys: int) -> None:
+    """A database of so many keys, written by TensorStore, for both sides alike."""
+    shutil.rmtree(path, ignore_errors=True)
+    if keys:
+        TensorStores(path).put_all(keys)()
+
+
+def writers(side: str, path: str) -> float:
+    """Several processes commit distinct keys to one database at once; seconds until the last is done."""
+    prepare(path, 0)
+    Ours(path)
+    arguments = [sys.executable, "-m", "benchmarks.kv", "--writer", side, path]
+    children = [
+        subprocess.Popen([*arguments, str(i)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for i in range(WRITERS)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    start = time.perf_counter()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    if any(child.wait() for child in children):
+        raise SystemExit("a writer failed; its own message is above")
+    seconds = time.perf_counter() - start
+    for child in children:
+        child.communicate()
+    if len(Ours(path).keys()) != WRITERS * WRITER_COMMITS:
+        raise SystemExit(f"{side}: writes were lost")
+    return seconds
+
+
+def write_in_turn(side: str, path: str, number: int) -> None:
+    engine: Ours | TensorStores = Ours(path) if side == "ocdbt_py" else TensorStores(path)
+
+    def run() -> None:
+        for i in range(WRITER_COMMITS):
+            engine.put(b"%d/%05d" % (number, i), value(i))
+
+    timed(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--json")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--writer", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps({"seconds": measure(*options.child), "mebibytes": peak_mebibytes()}))
+        return
+    if options.writer:
+        side, path, number = options.writer
+        write_in_turn(side, path, int(number))
+        return
+    memory = PrimedMemory(1024)
+    rows, figures = [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.only:
+            title, before = OPERATIONS[name]
+            path = str(Path(scratch) / "db")
+            seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+            peaks: dict[str, float] = dict.fromkeys(SIDES, 0.0)
+            for number in range(options.rounds + 1):
+                for side in SIDES:
+                    if name == "writers":
+                        taken = writers(side, path)
+                    else:
+                        prepare(path, before)
+                        answer = run_child("benchmarks.kv", ["--child", side, name, path], memory)
+                        taken = answer["seconds"]
+                        peaks[side] = max(peaks[side], answer["mebibytes"])
+                    if number:  # the first round fills the caches of all sides
+                        seconds[side].append(taken)
+            ours, theirs = (Times(tuple(seconds[side])) for side in SIDES)
+            ratio = Ratio.between(theirs, ours)
+            rows.append(
+                [title, str(ours), str(theirs), str(ratio), f"{peaks['ocdbt_py']:.0f} / {peaks['tensorstore']:.0f}"]
+            )
+            figures[name] = {"ocdbt_py": ours.seconds, "tensorstore": theirs.seconds, "ratio": asdict(ratio)}
+            print(f"{title}: {ratio}", file=sys.stderr)
+    header = ["", "ocdbt_py s", "TensorStore s", "faster by", "peak MiB"]
+    print_table(f"Key-value engine, {machine()['cpu']}, fsync on both sides", header, rows)
+    write_json(options.json, {"benchmark": "kv", "rounds": options.rounds, "figures": figures})
+
+
+if __name__ == "__main__":
+    main()
