@@ -34,6 +34,7 @@ from ocdbt_py.errors import (
     UnsupportedError,
 )
 from ocdbt_py.format.btree import LeafNode
+from ocdbt_py.format.config import ManifestKind
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.keys_and_values import Key, encoded_key, pairs_of, value_buffer
@@ -143,6 +144,8 @@ def open_place(
         sources=sources or Sources(),
     )
     _enter(engine, place, mode, options)
+    if mode != "r" and not (capabilities.cas or single_writer):
+        _check_numbered(engine, place)
     fixed = None if pinned is None else engine.at(pinned)
     again = {
         "config": config,
@@ -172,6 +175,16 @@ def _enter(engine: Engine, place: Place, mode: Mode, options: WriteOptions) -> N
     except ConflictError:
         if mode == "x":
             raise AlreadyExistsError(f"{place.url} has just been created by another writer") from None
+
+
+def _check_numbered(engine: Engine, place: Place) -> None:
+    """A manifest that is replaced needs a storage that compares before it swaps; one that is added to does not."""
+    manifest = engine.current(float("inf")).manifest
+    if manifest is not None and manifest.config.manifest_kind is ManifestKind.SINGLE:
+        raise UnsupportedError(
+            f"{place.url} has a single manifest, and its storage cannot replace that safely among several writers; if "
+            "nobody else writes this database, say single_writer=True"
+        )
 
 
 def _nothing_at(place: Place) -> PathNotFoundError:

@@ -504,7 +504,7 @@ def test_a_truncated_manifest_is_corrupt_and_named(tmp_path: Path, keep: int) ->
     manifest.write_bytes(damaged)
     for mode in ("r", "r+", "a", "x"):
         with pytest.raises(ocdbt_py.CorruptDataError, match=r"manifest\.ocdbt"):
-            ocdbt_py.open(tmp_path / "db", mode)  # type: ignore[arg-type]
+            ocdbt_py.open(tmp_path / "db", mode)
     assert manifest.read_bytes() == damaged
 
 
@@ -536,6 +536,19 @@ def test_a_database_that_was_replaced_is_noticed(tmp_path: Path) -> None:
         ocdbt_py.open(tmp_path / "db", "x").close()
         with pytest.raises(ocdbt_py.ConfigMismatchError, match="uuid"):
             db["k"] = b"v"
+
+
+def test_without_locks_a_single_manifest_needs_the_word_that_nobody_else_writes(tmp_path: Path) -> None:
+    unlocked = WriteOptions(locking="none")
+    with ocdbt_py.open(tmp_path / "new", "a", write_options=unlocked) as db:
+        db["k"] = b"v"
+        assert db.config.manifest_kind == "numbered"
+    ocdbt_py.open(tmp_path / "old", "x").close()
+    with pytest.raises(ocdbt_py.UnsupportedError, match="single_writer=True"):
+        ocdbt_py.open(tmp_path / "old", "r+", write_options=unlocked)
+    with ocdbt_py.open(tmp_path / "old", "r+", write_options=unlocked, single_writer=True) as db:
+        db["k"] = b"v"
+        assert db.config.manifest_kind == "single"
 
 
 def test_a_path_below_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -174,15 +174,12 @@ class _Marked:
                 self._remove_new()
 
     def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes) -> None:
-        base = f"{self.place.path}/"
-        kept = {base + name for name in (*files, CHECKPOINT_METADATA, COMMIT_MARKER)}
         if self._exists:
             self._exchanging = True
             self._unmark()
-            # A small file that the old one has and the new one has not would be taken for the new one's.
-            self._delete(path for path in self._old - kept if "/" not in path.removeprefix(base))
         _write_all(self.place, files, checkpoint_metadata, self.place.url)
-        with suppress(OcdbtError):  # the new one is complete
+        kept = {f"{self.place.path}/{name}" for name in (*files, CHECKPOINT_METADATA, COMMIT_MARKER)}
+        with suppress(OcdbtError):  # the new one is complete, and refers to nothing of the old
             self._delete(self._old - kept)
 
     def _unmark(self) -> None:

@@ -102,6 +102,14 @@ def test_mapping_falls_back_to_reading_for_what_does_not_lie_as_in_memory(tmp_pa
         np.testing.assert_equal(restore(url, mmap=True), tree)
 
 
+def test_bytes_that_are_no_booleans_are_corrupt_and_never_mapped_as_such(tmp_path: Path) -> None:
+    save(tmp_path / "c", {"x": np.ones(5000, bool)}, compression=None)
+    with open_database(tmp_path / "c", "r+") as database:
+        database[b"x/0"] = b"\2" * 5000
+    with pytest.raises(CorruptDataError, match="x/0"):
+        restore(tmp_path / "c", mmap=True)
+
+
 @pytest.mark.parametrize(
     ("select", "expected"),
     [
@@ -487,6 +495,15 @@ def test_a_path_of_a_hundred_thousand_steps_is_read(url: Path) -> None:
     while tree is not None:
         tree, depth = tree["x"], depth + 1
     assert depth == 100_000
+
+
+def test_a_missing_chunk_is_zeros_where_the_writer_left_such_out(url: Path) -> None:
+    def change(document: Any) -> None:
+        document["store_array_data_equal_to_fill_value"] = False
+
+    edit_metadata(change)(url)
+    drop_key(b"long/0")(url)
+    assert restore(url)["long"].tolist() == [0.0] * 1000
 
 
 def test_an_unknown_kind_of_leaf_is_refused_by_name_and_can_be_left_out(url: Path) -> None:
