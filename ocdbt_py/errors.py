@@ -17,8 +17,8 @@
     └── StorageError              the backend failed; its own error is ``__cause__``
         └── StoragePermissionError    (also PermissionError)
 
-Each carries ``kind``, a fixed string that never changes once released, and where known ``url``, ``path`` (of a file,
-below the place that was opened), ``key`` and ``offset``. The message says what, where, and what to do.
+Each carries ``kind``, a fixed string that never changes once released, and where known ``url`` (of the database or
+checkpoint), ``path`` (of a file), ``key`` and ``offset`` (in that file). The message says what, where, and what to do.
 """
 
 from __future__ import annotations

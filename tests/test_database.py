@@ -168,6 +168,15 @@ def test_with_assume_config_nothing_is_written_at_open_and_the_first_commit_is_g
         assert db.version.generation == 1
 
 
+def test_the_first_commit_of_a_numbered_database_makes_it(url: str) -> None:
+    numbered = Config(manifest_kind="numbered")
+    with ocdbt_py.open(url, "x", config=numbered, write_options=WriteOptions(assume_config=True)) as db:
+        db["k"] = b"v"
+        db["k"] = b"w"
+    with ocdbt_py.open(url, config=numbered) as db:
+        assert [version.generation for version in db.versions()] == [2, 1]
+
+
 def test_an_assumed_configuration_that_is_not_the_stored_one_is_an_error(url: str) -> None:
     with ocdbt_py.open(url, "a", write_options=WriteOptions(assume_config=True)) as db:
         ocdbt_py.open(url, "x", config=Config(max_inline_value_bytes=3)).close()
@@ -370,6 +379,17 @@ def test_threads_that_pop_get_each_item_once(url: str) -> None:
         for thread in threads:
             thread.join()
     assert sorted(map(int, popped)) == list(range(24))
+
+
+def test_a_copy_in_a_transaction_does_not_need_its_source_to_stay_open(tmp_path: Path) -> None:
+    with ocdbt_py.open(tmp_path / "a", "x") as source:
+        source["k"] = b"v" * 1000
+    with ocdbt_py.open(tmp_path / "b", "x") as db:
+        with db.transaction() as t, ocdbt_py.open(tmp_path / "a") as source:
+            t.copy_from(source, to="from a/")
+            source.close()
+            assert t["from a/k"] == b"v" * 1000
+        assert db["from a/k"] == b"v" * 1000
 
 
 # --- versions

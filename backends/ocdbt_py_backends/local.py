@@ -335,7 +335,7 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(
                 f"{path} was replaced, but it is not known whether that survives a crash: {error.strerror}",
-                kind="ambiguous",
+                kind="not-durable",
                 path=path,
             ) from error
         return _token(status)

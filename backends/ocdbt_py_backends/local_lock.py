@@ -61,7 +61,8 @@ class Lock:
             return
         fd, self._fd = self._fd, -1
         try:
-            with suppress(FileNotFoundError):  # the whole directory was removed meanwhile
+            # A lock file that stays is in nobody's way but in mode "lockfile"; or the whole directory was removed.
+            with suppress(OSError if self._locking == "os" else FileNotFoundError):
                 os.unlink(self._name)
         finally:
             if self._locking == "os":

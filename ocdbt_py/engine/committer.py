@@ -23,6 +23,12 @@ class _Request:
     outcome: Committed | Exception | None = None
     process: int = field(default_factory=os.getpid)
 
+    @property
+    def joins(self) -> bool:
+        """Whether it may go into a commit begun by another. A condition is about the version before, so only the first
+        may have one; and a value yet to be fetched may fail, which must not be the others' failure."""
+        return self.condition is None and not self.mutations.deferred
+
     def withdraw(self) -> None:
         """Ask for nothing any more. In this order, for whoever holds the lock may be reading it."""
         self.mutations = Mutations()
@@ -63,19 +69,16 @@ class Committer:
                 self._queue.append(request)
 
     def _lead(self, seen: Seen) -> None:
-        """Commit the request at the head of the queue, and those behind it up to the next that has a condition.
-
-        A condition is about the version before, so only the first of a commit may have one.
-        """
+        """Commit the request at the head of the queue, and those behind it that may join it."""
         batch = [self._queue.popleft()]
-        while self._queue and self._queue[0].condition is None:
+        while self._queue and self._queue[0].joins and not batch[0].mutations.deferred:
             batch.append(self._queue.popleft())
-        mutations = batch[0].mutations
-        if len(batch) > 1:
-            mutations = Mutations()
-            for request in batch:
-                mutations.merge(request.mutations)
         try:
+            mutations = batch[0].mutations
+            if len(batch) > 1:
+                mutations = Mutations()
+                for request in batch:
+                    mutations.merge(request.mutations)
             committed = commit(self._target, mutations, seen, batch[0].condition)
         except Unmet as unmet:
             batch[0].outcome = unmet.error

@@ -9,11 +9,11 @@ who are under way; a commit removes those more than 128 generations behind it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from ocdbt_py.engine.options import Config
-from ocdbt_py.errors import ConflictError, CorruptDataError, NotFoundError
+from ocdbt_py.errors import CorruptDataError, NotFoundError, StorageError
 from ocdbt_py.format.config import ManifestKind, StoredConfig
 from ocdbt_py.format.manifest import (
     MANIFEST_NAME,
@@ -36,11 +36,13 @@ _LIST_AGAIN = 20
 class Seen:
     """A manifest and the token of the file it came from, which a commit that builds on it must replace.
 
-    ``manifest`` None: there is no database. ``token`` belongs to ``manifest.ocdbt``.
+    ``manifest`` None: there is no database. ``token`` belongs to ``manifest.ocdbt``; ``numbers`` are the generations of
+    the numbered manifests that were listed, in no order.
     """
 
     manifest: Manifest | None
     token: Token | None
+    numbers: tuple[int, ...] = ()
 
 
 class Manifests:
@@ -107,15 +109,15 @@ class Manifests:
     def _load_numbered(self, seen: Seen) -> Seen:
         assert seen.manifest is not None
         for _ in range(_LIST_AGAIN):
-            numbers = self.numbers()
+            numbers = tuple(self.numbers())
             if not numbers:
-                return replace(seen, manifest=Manifest(seen.manifest.config, (), ()))
+                return replace(seen, manifest=Manifest(seen.manifest.config, (), ()), numbers=())
             newest = max(numbers)
             latest = seen.manifest.latest
             if latest is not None and latest.generation == newest:
-                return seen
+                return replace(seen, numbers=numbers)
             try:
-                return replace(seen, manifest=self.numbered(newest, seen.manifest.config))
+                return replace(seen, manifest=self.numbered(newest, seen.manifest.config), numbers=numbers)
             except NotFoundError:
                 continue  # a writer trimmed it between our list and our read, so there are newer ones
         raise CorruptDataError(
@@ -146,15 +148,13 @@ class Manifests:
         assert latest is not None
         if last.manifest is None:
             token = self._write(Manifest(manifest.config, (), ()), ABSENT, hold)
-        numbers = self.numbers()
-        if numbers and max(numbers) >= latest.generation:
-            raise ConflictError(f"Generation {max(numbers)} was committed by another writer")
         plain = replace(manifest, config=replace(manifest.config, manifest_kind=ManifestKind.SINGLE))
         path = f"{self._base}/{numbered_manifest_name(latest.generation)}"
         self._storage.write(path, [encode_manifest(plain)], ABSENT)
-        for number in numbers:
+        for number in last.numbers:
             if number < latest.generation - KEPT_NUMBERED:
-                self._storage.delete(f"{self._base}/{numbered_manifest_name(number)}")
+                with suppress(StorageError):  # the next commit tries again, and this one is done
+                    self._storage.delete(f"{self._base}/{numbered_manifest_name(number)}")
         return Seen(manifest, token)
 
     def _demand(self, config: StoredConfig) -> None:

@@ -12,7 +12,8 @@ Three things are deliberate:
   there; the engine decides from it (single or numbered manifests, read only or not).
 * **Errors are ours already** (:mod:`ocdbt_py.errors`): an absent file is ``PathNotFoundError``, an unmet condition
   ``ConflictError`` (kind ``condition``), a name already taken ``AlreadyExistsError``, refused access
-  ``StoragePermissionError``, anything else ``StorageError`` with the backend's own exception as its cause.
+  ``StoragePermissionError``, anything else ``StorageError`` with the backend's own exception as its cause. Two kinds
+  of the last matter to a commit: ``ambiguous``, it may have happened; ``not-durable``, it did, and may not survive.
 """
 
 from __future__ import annotations

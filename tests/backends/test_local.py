@@ -366,7 +366,7 @@ def test_nothing_waits_for_the_disk_where_that_was_not_asked_for(tmp_path: Path,
     assert synced == []
 
 
-def test_a_write_that_may_not_survive_a_crash_is_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_may_not_survive_a_crash_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, fsync = LocalStorage(), os.fsync
 
     def fail_for_directories(fd: int) -> None:
@@ -377,7 +377,7 @@ def test_a_write_that_may_not_survive_a_crash_is_ambiguous(tmp_path: Path, monke
     monkeypatch.setattr(os, "fsync", fail_for_directories)
     with pytest.raises(StorageError) as caught:
         storage.write(f"{tmp_path}/f", [b"x"])
-    assert caught.value.kind == "ambiguous"
+    assert caught.value.kind == "not-durable"
     assert names(tmp_path) == ["f"]
 
 

@@ -20,6 +20,7 @@ import pytest
 import ocdbt_py
 from ocdbt_py.database import Database, open_place
 from ocdbt_py.engine.commit import Sources
+from ocdbt_py.engine.mutations import Mutations
 from ocdbt_py.engine.process_lock import ProcessLock
 from ocdbt_py.storage.location import Place, Settings, resolve
 from ocdbt_py.storage.protocol import Hold
@@ -208,6 +209,22 @@ def test_a_condition_that_does_not_hold_disturbs_nobody_else(db: Database, clock
     assert db.version.generation == 6  # a; b; c and d, beside the creation and the first two
 
 
+def test_a_value_that_cannot_be_fetched_is_nobody_elses_failure(db: Database, clock: Clock, tmp_path: Path) -> None:
+    with ocdbt_py.open(tmp_path / "damaged", "x", durable=False) as source:
+        source["long"] = b"v" * 1000
+        location = source.stat("long").location
+        source["short"] = b"v"
+    assert location is not None
+    (tmp_path / "damaged" / location.file).unlink()
+    with ocdbt_py.open(tmp_path / "damaged") as damaged:
+        queue = Queue(db, clock)
+        queue.add(lambda: db.write("before", b"1"))
+        queue.add(lambda: db.copy_from(damaged))
+        queue.add(lambda: db.write("after", b"2"))
+        assert kinds(queue.release()) == [None, "corrupt", None]
+    assert list(db.items()) == [(b"after", b"2"), (b"before", b"1"), (b"first", b"")]
+
+
 def test_a_condition_holds_in_the_version_before_with_nothing_in_between(db: Database, clock: Clock) -> None:
     db["n"] = b"0"
     seen = db.stat("n").generation
@@ -261,12 +278,19 @@ def test_a_failing_storage_is_the_error_of_everyone_in_the_commit(
     assert db.version.generation == 3
 
 
-def test_an_interrupt_of_the_thread_that_commits_leaves_nobody_waiting(db: Database, clock: Clock) -> None:
-    def interrupt() -> None:
+@pytest.mark.parametrize("early", [False, True], ids=["in the storage", "while it collects the requests"])
+def test_an_interrupt_of_the_thread_that_commits_leaves_nobody_waiting(
+    db: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
         raise KeyboardInterrupt
 
     queue = Queue(db, clock)
-    clock.actions.append(interrupt)
+    if early:
+        monkeypatch.setattr(Mutations, "merge", interrupt)
+    else:
+        clock.actions.append(interrupt)
     for key in "abcd":
         queue.add(lambda key=key: db.write(key, b"x"))  # type: ignore[misc]
     errors = queue.release()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from typing import Any
 import pytest
 
 import ocdbt_py
+from ocdbt_py.database import open_place
+from ocdbt_py.engine.manifests import KEPT_NUMBERED
 from ocdbt_py.errors import StorageError, StoragePermissionError
+from ocdbt_py.storage.location import Settings, resolve
+from ocdbt_py.testing.faulty import FaultyStorage
 from ocdbt_py_backends.local_lock import SUFFIX
 
 # Writers are forked from a process that has imported everything and started nothing.
@@ -249,6 +254,24 @@ def test_whatever_the_system_refuses_the_old_version_stays_and_nothing_is_left(
             change(db)
         assert contents(directory) == AFTER
     assert set(refused) >= {"open", "writev", "utime", "fsync", "link", "unlink"}
+
+
+def test_an_old_numbered_manifest_that_cannot_be_removed_is_no_failure(tmp_path: Path) -> None:
+    class Keeping(FaultyStorage):
+        def delete(self, path: str) -> None:
+            raise StorageError(f"{path} is to stay, as this test wants it")
+
+    directory = tmp_path / "db"
+    prepare(directory, "numbered")
+    place = resolve(directory, settings=Settings(durable=False))
+    with open_place(replace(place, storage=Keeping(place.storage)), "r+") as db:
+        for number in range(KEPT_NUMBERED + 2):
+            db["n"] = b"%d" % number
+    assert len(list(directory.glob("manifest.0*"))) == KEPT_NUMBERED + 4
+    with open_place(place, "r+") as db:
+        db["n"] = b"last"
+    assert len(list(directory.glob("manifest.0*"))) == KEPT_NUMBERED + 1
+    assert contents(directory) == {**BEFORE, b"n": b"last"}
 
 
 def commit_within_a_limit(directory: Path, kind: str) -> None:
