@@ -164,7 +164,9 @@ def test_with_assume_config_nothing_is_written_at_open_and_the_first_commit_is_g
     with ocdbt_py.open(url, "x", write_options=WriteOptions(assume_config=True)) as db:
         with pytest.raises(ocdbt_py.NotFoundError):
             ocdbt_py.open(url)
-        db["k"] = b"v"
+        assert db.get("k") is None
+        assert (len(db), list(db), db.version.generation) == (0, [], 0)
+        assert db.setdefault("k", b"v") == b"v"
         assert db.version.generation == 1
 
 

@@ -81,8 +81,10 @@ class Engine:
 
     def latest(self) -> Tree:
         """The newest version's tree."""
-        manifest = self._existing()
-        return Tree(self.nodes, manifest.latest or NO_VERSION)
+        seen = self.current()
+        if seen.manifest is None and self._manifests.never_seen and self._target.options.assume_config:
+            return Tree(self.nodes, NO_VERSION)  # the first commit is still to make it
+        return Tree(self.nodes, self._existing(seen).latest or NO_VERSION)
 
     def at(self, version: int | AtTime) -> Tree:
         """The tree of one version; :class:`NotFoundError` says which there are."""
@@ -105,8 +107,8 @@ class Engine:
         """Every version, newest first, as of now."""
         return newest_first(self._existing(), self.nodes)
 
-    def _existing(self) -> Manifest:
-        manifest = self.current().manifest
+    def _existing(self, seen: Seen | None = None) -> Manifest:
+        manifest = (seen or self.current()).manifest
         if manifest is None:
             raise PathNotFoundError(
                 f"There is no OCDBT database here (no {MANIFEST_NAME})", url=self.storage.describe(self.base)

@@ -54,6 +54,8 @@ class Manifests:
         self._path = f"{base}/{MANIFEST_NAME}"
         self.demanded = constraints
         """What the configuration must be. Once one was seen, that one: another one is another database."""
+        self.never_seen = True
+        """Whether there has been no database here so far."""
 
     def load(self, last: Seen | None) -> Seen:
         """The current manifest; ``last`` itself when nothing changed since, which moves no body."""
@@ -160,6 +162,7 @@ class Manifests:
     def _demand(self, config: StoredConfig) -> None:
         self.demanded.check(config)
         self.demanded = Config.describe(config)
+        self.never_seen = False
 
     def numbers(self) -> list[int]:
         """Generations of the numbered manifests there are, in no order."""

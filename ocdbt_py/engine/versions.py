@@ -112,20 +112,30 @@ def append(manifest: Manifest, version: VersionEntry, nodes: Nodes, data_files: 
         return VersionNodeReference(entries[-1].generation, location, generations, entries[0].commit_time_ns, height)
 
     before = {reference.height: reference for reference in manifest.version_nodes}
-    references: list[VersionNodeReference] = []
+    references: dict[int, VersionNodeReference] = {}
+    beginning: list[tuple[int, VersionNodeReference]] = []
+    growing: list[tuple[VersionNodeReference, VersionNodeReference]] = []
     outgrown: VersionNodeReference | None = write(0, manifest.versions)
     for low, high, height in reference_ranges(version.generation, arity_log2):
         kept = before.get(height)
         if kept is not None and not low <= kept.generation <= high:
             kept = None
         child = outgrown if outgrown is not None and low <= outgrown.generation <= high else None
-        if child is not None:
-            siblings = _entries(kept, arity_log2, nodes) if kept is not None else ()
-            references.append(write(height, (*siblings, child)))
+        if child is not None and kept is not None:
+            growing.append((kept, child))
+        elif child is not None:
+            beginning.append((height, child))
         elif kept is not None:
-            references.append(kept)
+            references[height] = kept
         outgrown = before.get(height)
-    return Manifest(config, (version,), tuple(reversed(references)))
+    # in the order in which TensorStore's files hold them: from the top, and last the one whose node must be read first
+    for height, child in reversed(beginning):
+        references[height] = write(height, (child,))
+    for kept, child in growing:
+        siblings = _entries(kept, arity_log2, nodes)
+        references[kept.height] = write(kept.height, (*siblings, child))
+    newest_last = tuple(references[height] for height in sorted(references, reverse=True))
+    return Manifest(config, (version,), newest_last)
 
 
 def _entries(
