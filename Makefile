@@ -19,6 +19,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.imports
+	$(BIN)/python -m benchmarks.kv
 	$(BIN)/python -m benchmarks.pytrees
 
 $(READY): pyproject.toml
