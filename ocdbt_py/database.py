@@ -37,7 +37,7 @@ from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.config import ManifestKind
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.manifest import MANIFEST_NAME
-from ocdbt_py.keys_and_values import Key, encoded_key, pairs_of, value_buffer
+from ocdbt_py.keys_and_values import Key, encoded_key, full_pairs, value_buffer
 from ocdbt_py.storage.location import Place, Settings, resolve
 from ocdbt_py.storage.protocol import Buffer
 from ocdbt_py.transaction import Transaction
@@ -316,8 +316,7 @@ class Database(Readable):
     def update(self, values: Any = (), /, **named: Buffer) -> None:
         """Put all of a mapping, or of pairs, in one commit."""
         mutations = Mutations()
-        for key, value in pairs_of(values, named):
-            mutations.put(self._full(key), value_buffer(value))
+        mutations.update(full_pairs(self._prefix, values, named))
         if mutations:
             self._commit(mutations)
 
@@ -377,7 +376,7 @@ class Database(Readable):
         cut, target = len(other._full(prefix)), self._full(to)
         for run in other._runs(KeyRange.of_prefix(other._full(prefix))):
             for i, key in enumerate(run.keys):
-                mutations.put(target + key[cut:], copied(run.value(i), reach, other._fetch))
+                mutations.put(target + key[cut:], copied(run.value(i), reach, other._engine.nodes.values))
 
     # --- versions
 

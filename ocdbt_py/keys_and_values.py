@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ocdbt_py.engine.tree import Found
@@ -48,6 +48,17 @@ def pairs_of(values: Any, named: Mapping[str, Buffer]) -> Iterator[tuple[Key, Bu
     else:
         yield from values
     yield from named.items()
+
+
+def full_pairs(prefix: bytes, values: Any, named: Mapping[str, Buffer]) -> dict[bytes, Buffer]:
+    """The same as the engine wants it, with ``prefix`` before each key; of equal keys the last one counts."""
+    if type(values) is dict and not prefix and not named and _all_bytes(values) and _all_bytes(values.values()):
+        return values  # as most are, and then a hundred thousand need no look at each
+    return {prefix + encoded_key(key): value_buffer(value) for key, value in pairs_of(values, named)}
+
+
+def _all_bytes(found: Iterable[object]) -> bool:
+    return set(map(type, found)) <= {bytes}
 
 
 def size_of(found: bytes | Location) -> int:

@@ -78,8 +78,9 @@ class Transaction(Readable):
         for leaf, low, high in self._tree.scan(*inside):
             while low < high:
                 stop = min(low + length, high)
-                end = leaf.keys[stop - 1] + b"\0"
-                entries = {leaf.keys[i]: leaf.value(i) for i in range(low, stop) if not hidden.in_ranges(leaf.keys[i])}
+                keys = leaf.keys[low:stop]
+                end = keys[-1] + b"\0"
+                entries = {key: leaf.value(i) for i, key in enumerate(keys, low) if not hidden.in_ranges(key)}
                 upto = next((i for i, (key, _) in enumerate(mine) if key >= end), len(mine))
                 yield from self._noted(entries, mine[:upto], reached, end)
                 mine, reached, low, length = mine[upto:], end, stop, 2 * length

@@ -78,44 +78,51 @@ def packed(node: Node) -> Node:
 def merge(node: Node, keep: NDArray[np.bool_], new: Node, places: NDArray[np.int64]) -> Node:
     """The entries to ``keep``, with those of ``new`` put before the entries at these ``places``, one for each.
 
-    A leaf comes out with no more inline bytes than it needs.
+    It comes out with no more files, and a leaf with no more inline bytes, than it needs: nodes are kept and merged into
+    again, commit after commit.
     """
     count = len(node.keys)
     order = np.insert(np.arange(count), places, count + np.arange(len(places)))
     order = order[np.concatenate((keep, np.ones(len(places), bool)))[order]]
     keys = merge_keys(node.keys, new.keys, order)
-    files = node.files + new.files
     file_ids = np.concatenate((node.file_ids, np.where(new.file_ids == INLINE, INLINE, new.file_ids + len(node.files))))
+    file_ids, files = _used(file_ids[order], node.files + new.files)
     if isinstance(node, LeafNode) and isinstance(new, LeafNode):
         offsets = np.where(new.file_ids == INLINE, new.offsets + len(node.inline), new.offsets)
-        return _compact(
-            LeafNode(
-                keys=keys,
-                lengths=np.concatenate((node.lengths, new.lengths))[order],
-                file_ids=file_ids[order],
-                offsets=np.concatenate((node.offsets, offsets))[order],
-                inline=node.inline + new.inline,
-                files=files,
-            )
-        )
+        offsets = np.concatenate((node.offsets, offsets))[order]
+        lengths = np.concatenate((node.lengths, new.lengths))[order]
+        offsets, inline = _compact(file_ids == INLINE, offsets, lengths, node.inline + new.inline)
+        return LeafNode(keys=keys, lengths=lengths, file_ids=file_ids, offsets=offsets, inline=inline, files=files)
     assert isinstance(node, InteriorNode)
     assert isinstance(new, InteriorNode)
     columns = {name: np.concatenate((getattr(node, name), getattr(new, name)))[order] for name in _INTERIOR_COLUMNS}
-    return InteriorNode(height=node.height, keys=keys, files=files, file_ids=file_ids[order], **columns)
+    return InteriorNode(height=node.height, keys=keys, files=files, file_ids=file_ids, **columns)
 
 
-def _compact(leaf: LeafNode) -> LeafNode:
-    """The same with the inline values one after the other. Long runs of them lie so already, and move as one."""
-    inline = leaf.file_ids == INLINE
-    lengths = np.where(inline, leaf.lengths, 0)
-    ends = np.cumsum(lengths)
-    starts = leaf.offsets[inline]
-    stops = starts + leaf.lengths[inline]
+def _used(
+    file_ids: NDArray[np.int64], files: tuple[DataFileId, ...]
+) -> tuple[NDArray[np.int64], tuple[DataFileId, ...]]:
+    """The files that are referred to, and their new numbers."""
+    used = np.bincount(file_ids[file_ids != INLINE], minlength=len(files)).nonzero()[0]
+    if len(used) == len(files):
+        return file_ids, files
+    numbers = np.full(len(files) + 1, INLINE, np.int64)  # one more, for INLINE = -1 to index
+    numbers[used] = np.arange(len(used))
+    return numbers[file_ids], tuple(files[i] for i in used.tolist())
+
+
+def _compact(
+    is_inline: NDArray[np.bool_], offsets: NDArray[np.int64], lengths: NDArray[np.int64], data: bytes
+) -> tuple[NDArray[np.int64], bytes]:
+    """Inline values one after the other, and their new offsets. Long runs of them lie so already, and move as one."""
+    sizes = np.where(is_inline, lengths, 0)
+    starts = offsets[is_inline]
+    stops = starts + lengths[is_inline]
     breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
     first = [0, *breaks.tolist()] if len(starts) else []
     last = [*(breaks - 1).tolist(), len(starts) - 1]
-    pieces = [leaf.inline[int(starts[a]) : int(stops[b])] for a, b in zip(first, last, strict=False)]
-    return replace(leaf, offsets=np.where(inline, ends - lengths, leaf.offsets), inline=b"".join(pieces))
+    pieces = [data[int(starts[a]) : int(stops[b])] for a, b in zip(first, last, strict=False)]
+    return np.where(is_inline, np.cumsum(sizes) - sizes, offsets), b"".join(pieces)
 
 
 def cut(node: Node, start: int, stop: int) -> Node:

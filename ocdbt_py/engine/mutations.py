@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,21 +70,23 @@ UNTOUCHED: Literal[Untouched.UNTOUCHED] = Untouched.UNTOUCHED
 class Mutations:
     """Puts, deletes and delete-ranges, the later ones over the earlier ones."""
 
-    __slots__ = ("_ranges", "_values")
+    __slots__ = ("_ranges", "_values", "deferred")
 
     def __init__(self) -> None:
         self._values: dict[bytes, Value | None] = {}
         self._ranges: list[KeyRange] = []
+        self.deferred = False
+        """Whether any value is yet to be fetched."""
 
     def __bool__(self) -> bool:
         return bool(self._values or self._ranges)
 
     def put(self, key: bytes, value: Value) -> None:
         self._values[checked_key(key)] = value
+        self.deferred = self.deferred or isinstance(value, Deferred)
 
     def update(self, values: Mapping[bytes, Value]) -> None:
-        for key in values:
-            checked_key(key)
+        checked_key(max(values, key=len, default=b""))
         self._values.update(values)
 
     def delete(self, key: bytes) -> None:
@@ -116,6 +118,7 @@ class Mutations:
         for key_range in later._ranges:
             self.delete_range(*key_range)
         self._values.update(later._values)
+        self.deferred = self.deferred or later.deferred
 
     def overlay(self, key: bytes) -> Value | Untouched | None:
         """The value that a key gets here, None if it is deleted, UNTOUCHED if nothing is said of it."""
@@ -209,6 +212,18 @@ def stage(
     data_files: DataFiles,
 ) -> Staged:
     keys = sorted(values)
+    found = [values[key] for key in keys]
+    if _are_short(found, max_inline):  # as in most commits, and without a step for each
+        sizes = np.fromiter(map(len, found), np.int64, len(found))
+        puts = LeafNode(
+            keys=keys,
+            lengths=sizes,
+            file_ids=np.full(len(keys), INLINE, np.int64),
+            offsets=np.cumsum(sizes) - sizes,
+            inline=b"".join(found),
+            files=(),
+        )
+        return Staged(keys=keys, put_ranks=np.arange(len(keys) + 1), puts=puts, ranges=list(ranges), values=values)
     lengths: list[int] = []
     file_ids: list[int] = []
     offsets: list[int] = []
@@ -216,8 +231,7 @@ def stage(
     inline_size = 0
     files: dict[DataFileId, int] = {}
     deleted: list[int] = []
-    for index, key in enumerate(keys):
-        value = values[key]
+    for index, value in enumerate(found):
         if value is None:
             deleted.append(index)
             continue
@@ -242,7 +256,7 @@ def stage(
     np.cumsum(is_put, out=put_ranks[1:])
     put_keys = keys
     if deleted:
-        put_keys = [key for key in keys if values[key] is not None]
+        put_keys = [key for key, value in zip(keys, found, strict=True) if value is not None]
     puts = LeafNode(
         keys=put_keys,
         lengths=np.array(lengths, np.int64),
@@ -252,3 +266,8 @@ def stage(
         files=tuple(files),
     )
     return Staged(keys=keys, put_ranks=put_ranks, puts=puts, ranges=list(ranges), values=values)
+
+
+def _are_short(values: Sequence[Value | None], max_inline: int) -> TypeGuard[Sequence[bytes]]:
+    """Whether all are ``bytes`` that stay inline."""
+    return set(map(type, values)) <= {bytes} and max(map(len, values), default=0) <= max_inline  # type: ignore[arg-type]

@@ -115,8 +115,8 @@ class Rewriter:
             places[i] = at = search(keys, key)
             if at < len(keys) and keys[at] == key:
                 keep[at] = False
-        is_put = np.diff(staged.put_ranks[low : high + 1]) > 0
-        return merge(node, keep, puts, places[is_put])
+        ranks = staged.put_ranks[low : high + 1]
+        return merge(node, keep, puts, places[ranks[1:] > ranks[:-1]])
 
     def _interior(
         self, node: InteriorNode, low: int, high: int, lower: bytes, upper: bytes | None

@@ -11,7 +11,7 @@ Which entries go into which node, and the rules between a node and its parent, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.config import Zstd
 from ocdbt_py.format.datafile import MAX_OFFSET, DataFileId, Location, decode_file_table, encode_file_table
 from ocdbt_py.format.envelope import BTREE_NODE_MAGIC, DEFAULT_LIMIT, decode_envelope, encode_envelope
-from ocdbt_py.format.keys import common_prefix_lengths, decode_keys, encode_keys
+from ocdbt_py.format.keys import decode_keys, encode_keys
 from ocdbt_py.format.primitives import Reader, encode_varint, encode_varint_column
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "MAX_INLINE_LENGTH",
     "InteriorNode",
     "LeafNode",
-    "common_prefix_lengths",
     "decode_btree_node",
     "encode_interior_node",
     "encode_leaf_node",
@@ -44,13 +43,13 @@ _INDIRECT: Final = 1  # kind of a value; 0 is inline
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeafNode:
-    """Entries in strictly increasing order of their keys.
+    """Entries in strictly increasing order of their keys; those of a large leaf are a column, cut when asked for.
 
     ``file_ids`` are indices into ``files``, or -1 for an inline value; ``offsets`` are those in the data file, or in
     ``inline``. ``files`` may hold unused or repeated entries, and ``inline`` more than is referenced, in any order.
     """
 
-    keys: list[bytes]
+    keys: Sequence[bytes]
     lengths: NDArray[np.int64]
     file_ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -77,7 +76,7 @@ class InteriorNode:
     """
 
     height: int
-    keys: list[bytes]
+    keys: Sequence[bytes]
     subtree_prefix_lengths: NDArray[np.int64]
     file_ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -120,7 +119,7 @@ def decode_btree_node(
     return node
 
 
-def _decode_values(reader: Reader, keys: list[bytes], files: tuple[DataFileId, ...]) -> LeafNode:
+def _decode_values(reader: Reader, keys: Sequence[bytes], files: tuple[DataFileId, ...]) -> LeafNode:
     count = len(keys)
     at = reader.position
     lengths = reader.varints(count, "value_length")
@@ -136,14 +135,14 @@ def _decode_values(reader: Reader, keys: list[bytes], files: tuple[DataFileId, .
         file_ids[indirect], offsets[indirect], _ = _decode_locations(reader, num_indirect, files, lengths[indirect])
     inline = b""
     if num_indirect < count:
-        inline_lengths = np.where(indirect, np.uint64(0), lengths)
+        inline_lengths = np.where(indirect, np.uint64(0), lengths) if num_indirect else lengths
         if int(inline_lengths.max()) > MAX_INLINE_LENGTH:
             entry = int(inline_lengths.argmax())
             raise reader.error(f"inline value {entry} has {lengths[entry]} bytes, more than {MAX_INLINE_LENGTH}", at)
-        ends = np.cumsum(inline_lengths.astype(np.int64))
-        offsets = np.where(indirect, offsets, ends - lengths.astype(np.int64))
+        ends = np.cumsum(inline_lengths.view(np.int64))
+        offsets = np.where(indirect, offsets, ends - inline_lengths.view(np.int64))
         inline = reader.take(int(ends[-1]), "inline values")
-    return LeafNode(keys, lengths.astype(np.int64), file_ids, offsets, inline, files)
+    return LeafNode(keys, lengths.view(np.int64), file_ids, offsets, inline, files)
 
 
 def _decode_locations(
@@ -166,13 +165,13 @@ def _decode_locations(
         raise reader.error(
             f"reference {number}: offset {offsets[number]} and length {lengths[number]} exceed {MAX_OFFSET}", at
         )
-    return file_ids.astype(np.int64), offsets.astype(np.int64), lengths.astype(np.int64)
+    return file_ids.view(np.int64), offsets.view(np.int64), lengths.view(np.int64)
 
 
 def _decode_children(
     reader: Reader,
     height: int,
-    keys: list[bytes],
+    keys: Sequence[bytes],
     subtree_prefix_lengths: NDArray[np.int64],
     files: tuple[DataFileId, ...],
 ) -> InteriorNode:
@@ -271,7 +270,7 @@ def _encode_node(
     return encode_envelope(BTREE_NODE_MAGIC, body, compression)
 
 
-def _check_columns(keys: list[bytes], *columns: NDArray[Any]) -> None:
+def _check_columns(keys: Sequence[bytes], *columns: NDArray[Any]) -> None:
     if not 1 <= len(keys) <= MAX_ENTRIES:
         raise InvalidArgumentError(f"B-tree node of {len(keys)} entries, outside 1..{MAX_ENTRIES}")
     if any(len(column) != len(keys) for column in columns):

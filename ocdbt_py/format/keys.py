@@ -7,61 +7,31 @@
 
 (Format document, "Keys".) A node leaves out the prefix its parent entry carries; here keys are full on both sides.
 A few bytes may unfold to gigabytes, each key repeating the one before, so the sum is known before a key is cut.
+
+The keys of a large leaf are checked where they lie and come back as a :class:`KeyColumn`, not cut yet. That takes
+shared lengths that are as great as they can be, as every known writer stores them; others are cut at once.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.errors import InvalidArgumentError
-from ocdbt_py.format.datafile import common_prefix_length
+from ocdbt_py.format.key_column import LARGE, KeyColumn
 from ocdbt_py.format.primitives import Reader, encode_varint_column
 
-__all__ = ["MAX_KEY_LENGTH", "common_prefix_lengths", "decode_keys", "encode_keys"]
+__all__ = ["MAX_KEY_LENGTH", "decode_keys", "encode_keys"]
 
 MAX_KEY_LENGTH: Final = 65535
 
-_KEY_OVERHEAD = 64  # what CPython takes for a bytes object and its place in a list, besides the bytes
-_FEW = 16  # keys; below it a loop is faster than NumPy
-_BLOCK = 4096  # keys compared at once, as rows of a matrix as wide as the longest of them
-_WIDEST = 4096  # bytes; keys longer than this are compared one by one
-
-
-def common_prefix_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
-    """How many bytes each key shares with the one before it; one less than there are keys.
-
-    >>> common_prefix_lengths([b"app", b"apple", b"b"]).tolist()
-    [3, 0]
-    """
-    if len(keys) < _FEW:
-        return np.array([common_prefix_length(a, b) for a, b in pairwise(keys)], np.int64)
-    shared = np.empty(len(keys) - 1, np.int64)
-    for start in range(0, len(shared), _BLOCK):
-        block = keys[start : start + _BLOCK + 1]
-        lengths = np.fromiter(map(len, block), np.int64, len(block))
-        width = -(-int(lengths.max()) // 8)
-        if width > _WIDEST // 8:
-            shared[start : start + _BLOCK] = [common_prefix_length(a, b) for a, b in pairwise(block)]
-            continue
-        # Keys as rows of little-endian words: the lowest set bit of an exclusive or is in the first byte that differs.
-        words = np.array(block, f"S{max(8, 8 * width)}").view("<u8").reshape(len(block), -1)
-        differences = words[1:] ^ words[:-1]
-        first = (differences != 0).argmax(axis=1)
-        difference = differences[np.arange(len(differences)), first]
-        lowest_bit = difference & (~difference + np.uint64(1))
-        byte = np.frexp(lowest_bit.astype(np.float64))[1] - 1 >> 3  # exact: powers of two; 0 gives -1
-        # Rows are padded with zeros, so a key may look like its own continuation with zeros: the lengths decide then.
-        equal_or_shorter = np.minimum(lengths[1:], lengths[:-1])
-        shared[start : start + _BLOCK] = np.where(
-            difference == 0, equal_or_shorter, np.minimum(8 * first + byte, equal_or_shorter)
-        )
-    return shared
+_KEY_OVERHEAD = 64  # what a key takes besides its bytes: CPython's object, its place in a list, its row in a column
+_MANY_DEPTHS = 256  # of so many different shared lengths each takes a look at all rows; beyond, cutting is faster
 
 
 def encode_keys(
@@ -71,40 +41,100 @@ def encode_keys(
 
     ``subtree_prefix_lengths`` belong to interior nodes and, like the keys, count from the beginning of the full key.
     """
-    shared = common_prefix_lengths(keys)
-    lengths = np.fromiter(map(len, keys), np.int64, len(keys))
-    _check_keys(keys, excluded, shared, lengths, subtree_prefix_lengths)
-    cuts = np.concatenate(([excluded], shared))
-    pieces = [encode_varint_column(shared - excluded), encode_varint_column(lengths - cuts)]
+    column = keys if isinstance(keys, KeyColumn) else KeyColumn.of(keys)
+    lengths = column.lengths
+    _check_lengths(column, excluded, lengths, subtree_prefix_lengths)
+    sizes = column.sizes
+    sizes[0] -= excluded
+    pieces = [encode_varint_column(column.shared[1:] - excluded), encode_varint_column(sizes)]
     if subtree_prefix_lengths is not None:
         pieces.append(encode_varint_column(subtree_prefix_lengths - excluded))
-    pieces.append(b"".join([key[cut:] for key, cut in zip(keys, cuts.tolist(), strict=True)]))
+    pieces.append(column.suffixes[excluded:])
     return pieces
 
 
-def _check_keys(
-    keys: Sequence[bytes],
-    excluded: int,
-    shared: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    subtree_prefix_lengths: NDArray[np.int64] | None,
+def _check_lengths(
+    column: KeyColumn, excluded: int, lengths: NDArray[np.int64], subtree: NDArray[np.int64] | None
 ) -> None:
     if (longest := int(lengths.max())) > MAX_KEY_LENGTH:
         raise InvalidArgumentError(f"Key of {longest} bytes exceeds {MAX_KEY_LENGTH}")
-    if not all(map(operator.lt, keys, islice(keys, 1, None))):
-        raise InvalidArgumentError("Keys of a node must be strictly increasing")
-    if not 0 <= excluded <= int(shared.min(initial=len(keys[0]))):
+    if not 0 <= excluded <= int(column.shared[1:].min(initial=lengths[0])):
         raise InvalidArgumentError(f"The keys do not share the {excluded} bytes to be left out")
-    subtree = subtree_prefix_lengths
     if subtree is not None and not ((subtree >= excluded) & (subtree <= lengths)).all():
         raise InvalidArgumentError("A subtree prefix is longer than its key, or shorter than what is left out")
 
 
-def decode_keys(reader: Reader, count: int, prefix: bytes, *, interior: bool) -> tuple[list[bytes], NDArray[np.int64]]:
+def decode_keys(
+    reader: Reader, count: int, prefix: bytes, *, interior: bool
+) -> tuple[Sequence[bytes], NDArray[np.int64]]:
     """``count`` full keys at the reader's position, and their full subtree prefix lengths (none unless ``interior``).
 
-    ``prefix`` is what the node leaves out.
+    ``prefix`` is what the node leaves out. The keys of an interior node are a list.
     """
+    if count > LARGE and not interior:
+        at = reader.position
+        column = _decode_column(reader, count, prefix)
+        if column is not None:
+            return column, np.empty(0, np.int64)
+        reader.position = at
+    return _decode_list(reader, count, prefix, interior)
+
+
+def _decode_column(reader: Reader, count: int, prefix: bytes) -> KeyColumn | None:
+    """The keys of a leaf, uncut; None unless all is certain to be right."""
+    shared = np.zeros(count, np.int64)
+    shared[1:] = reader.varints(count - 1, "key_prefix_length", 16)
+    sizes = reader.varints(count, "key_suffix_length", 16).view(np.int64)
+    starts = np.zeros(count + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    lengths = shared + sizes
+    stored = int(starts[-1])
+    memory = int(lengths.sum()) + (_KEY_OVERHEAD + len(prefix)) * count
+    if (
+        stored > reader.remaining
+        or memory > reader.budget
+        or len(prefix) + int(lengths.max()) > MAX_KEY_LENGTH
+        or (shared[1:] > lengths[:-1]).any()
+    ):
+        return None
+    suffixes = reader.take(stored, "key_suffix")
+    if not _is_canonical(shared, lengths, starts, np.frombuffer(suffixes, np.uint8)):
+        return None
+    reader.charge(memory, f"{count} keys")
+    if prefix:
+        shared[1:] += len(prefix)
+        starts[1:] += len(prefix)
+        suffixes = prefix + suffixes
+    return KeyColumn(shared, starts, suffixes)
+
+
+def _is_canonical(
+    shared: NDArray[np.int64], lengths: NDArray[np.int64], starts: NDArray[np.int64], suffixes: NDArray[np.uint8]
+) -> bool:
+    """Whether each key is greater than the one before, and shares no byte more with it than is said.
+
+    It then continues the key before, or the first byte of its suffix is greater than the byte there; which the row
+    before has, or else the nearest row that shares as little.
+    """
+    if (shared[1:] == lengths[1:]).any():
+        return False
+    differing = np.flatnonzero(shared[1:] < lengths[:-1]) + 1
+    depth = shared[differing]
+    source = differing - 1
+    unstored = np.flatnonzero(depth < shared[source])
+    depths = np.flatnonzero(np.bincount(depth[unstored]))  # np.unique would import numpy.ma first, for 10 ms
+    if len(depths) >= _MANY_DEPTHS:
+        return False
+    narrow = shared.astype(np.uint16)
+    for each in depths.tolist():
+        rows = np.flatnonzero(narrow <= each)
+        there = unstored[depth[unstored] == each]
+        source[there] = rows[np.searchsorted(rows, source[there]) - 1]
+    before = suffixes[starts[source] + depth - shared[source]]
+    return bool((suffixes[starts[differing]] > before).all())
+
+
+def _decode_list(reader: Reader, count: int, prefix: bytes, interior: bool) -> tuple[list[bytes], NDArray[np.int64]]:
     at = reader.position
     shared = [0, *reader.varint_list(count - 1, "key_prefix_length", 16)]
     suffixes = reader.varint_list(count, "key_suffix_length", 16)

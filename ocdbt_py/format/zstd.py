@@ -10,6 +10,7 @@ made anew for each call, because they must not be shared between threads.
 
 from __future__ import annotations
 
+import io
 import sys
 
 __all__ = ["LIBRARY_VERSION", "MAX_LEVEL", "MIN_LEVEL", "compress", "decompress"]
@@ -23,7 +24,7 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 # 2 GiB of memory.
 _MAX_WINDOW_LOG = 27
 _GROWTH_LOG2 = 15  # a block of four bytes may stand for 128 KiB
-_PIECES = (64, 65536)  # bytes; smallest and largest pieces fed to a decompressor, which gives all they stand for
+_PIECES = (64, 16384)  # bytes; smallest and largest pieces fed to a decompressor, which gives all they stand for
 
 if sys.version_info >= (3, 14):
     from compression import zstd as _zstd
@@ -74,13 +75,12 @@ def decompress(data: bytes | memoryview, limit: int) -> bytes:
         raise ValueError("not a zstd frame")
     decompressor = _decompressor()
     smallest, largest = _PIECES
-    pieces: list[bytes] = []
+    body = io.BytesIO()  # grows where it is, and gives up its bytes without a copy
     size = start = 0
     try:
         while start < len(data) and not decompressor.eof:
             stop = start + min(max(limit - size >> _GROWTH_LOG2, smallest), largest)
-            pieces.append(decompressor.decompress(data[start:stop]))
-            size += len(pieces[-1])
+            size += body.write(decompressor.decompress(data[start:stop]))
             if size > limit:
                 raise ValueError(f"more than {limit} bytes when decompressed")
             start = stop
@@ -90,4 +90,4 @@ def decompress(data: bytes | memoryview, limit: int) -> bytes:
         raise ValueError("the zstd frame is cut off")
     if extra := len(decompressor.unused_data) + len(data[start:]):
         raise ValueError(f"{extra} bytes after the end of the zstd frame")
-    return b"".join(pieces)
+    return body.getvalue()

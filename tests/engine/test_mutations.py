@@ -98,3 +98,6 @@ def test_a_key_beyond_the_limit_is_refused() -> None:
     mutations.put(b"k" * 65535, b"")
     with pytest.raises(ocdbt_py.InvalidArgumentError, match="65535"):
         mutations.put(b"k" * 65536, b"")
+    mutations.update({b"a": b"", b"k" * 65535: b""})
+    with pytest.raises(ocdbt_py.InvalidArgumentError, match="65535"):
+        mutations.update({b"a": b"", b"k" * 65536: b"", b"z": b""})

@@ -12,6 +12,7 @@ import pytest
 import ocdbt_py
 from ocdbt_py.database import Database, open_place
 from ocdbt_py.engine.commit import Sources
+from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.storage.location import Settings, resolve
 from ocdbt_py.testing.faulty import FaultyStorage
 
@@ -103,6 +104,17 @@ def test_the_cache_is_bounded_and_nothing_is_wrong_without_one(directory: Path) 
         assert 0 < small._engine.nodes._held <= 200_000
         assert none._engine.nodes._held == 0
         assert len(none._engine.nodes._cache) == 0
+
+
+def test_a_writer_that_goes_on_for_long_keeps_no_more_than_the_tree_needs(tmp_path: Path) -> None:
+    with ocdbt_py.open(tmp_path / "db", "x", durable=False) as db:
+        db.update({f"{i}": b"short" for i in range(10)})
+        for i in range(50):
+            db.update({"long": b"%d" % i * 200, "inline": b"%d" % i * 20})
+        (leaf,) = [node for (_, _), (node, _) in list(db._engine.nodes._cache.items())[-1:]]
+    assert isinstance(leaf, LeafNode)
+    assert len(leaf.files) == 1
+    assert len(leaf.inline) == 10 * 5 + 40
 
 
 def test_a_scan_of_a_large_database_needs_little_memory(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Sorted keys the way a node stores them: the length each shares with the one before, and the bytes that follow.
+
+    key        shared  suffix
+    app/a/w    0       app/a/w
+    app/a/x    6       x
+    app/b      4       b
+
+A leaf may hold a million keys, and whoever reads it mostly wants one, or writes it back with one more. So a column is
+cut into keys a run at a time, a run when it is first asked for; the first key of every run is put together at once,
+and a search among those finds the run to cut. A column never changes, but what has been cut is kept.
+"""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice, pairwise
+from typing import Final, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdbt_py.errors import InvalidArgumentError
+from ocdbt_py.format.datafile import common_prefix_length
+
+__all__ = ["LARGE", "KeyColumn", "common_prefix_lengths", "cut_for", "key_lengths", "merge_keys", "search"]
+
+LARGE: Final = 512
+"""Keys; so many are cut sooner than a column of them is checked."""
+
+_RUN = 256  # keys cut together: about 50 us; and a million keys have 4000 first keys
+_FEW = 16  # keys; below it a loop is faster than NumPy
+_BLOCK = 4096  # keys compared at once, as rows of a matrix as wide as the longest of them
+_WIDEST = 4096  # bytes; keys longer than this are compared one by one
+_MANY_SEARCHES: Final = 16  # among so many keys one search each, and a list of all keys is faster
+_SPLICED: Final = 8  # of so many keys at most one is new where a column is spliced, not made anew
+
+
+class KeyColumn(Sequence[bytes]):
+    """At least one key, in strictly increasing order.
+
+    The suffix of key ``i`` is ``suffixes[starts[i]:starts[i + 1]]``, and never empty unless the first key is. With the
+    key before it shares ``shared[i]`` bytes, not one more; the first shares none.
+    """
+
+    __slots__ = ("_cut", "_firsts", "shared", "starts", "suffixes")
+
+    def __init__(self, shared: NDArray[np.int64], starts: NDArray[np.int64], suffixes: bytes) -> None:
+        self.shared = shared
+        self.starts = starts
+        self.suffixes = suffixes
+        self._firsts: list[bytes] = []  # of the runs; empty until needed
+        self._cut: dict[int, list[bytes]] = {}
+
+    @classmethod
+    def of(cls, keys: Sequence[bytes]) -> KeyColumn:
+        """The column of these keys; ``InvalidArgumentError`` unless they are strictly increasing."""
+        if not all(map(operator.lt, keys, islice(keys, 1, None))):
+            raise _out_of_order()
+        shared = np.zeros(len(keys), np.int64)
+        shared[1:] = common_prefix_lengths(keys)
+        starts = np.zeros(len(keys) + 1, np.int64)
+        np.cumsum(key_lengths(keys) - shared, out=starts[1:])
+        suffixes = b"".join([key[same:] for key, same in zip(keys, shared.tolist(), strict=True)])
+        return cls(shared, starts, suffixes)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Of the suffixes, in bytes."""
+        return self.starts[1:] - self.starts[:-1]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Of the keys, in bytes."""
+        return self.shared + self.sizes
+
+    def search(self, key: bytes) -> int:
+        """The index of the first key that is not less than ``key``, as ``bisect_left`` has it."""
+        run = bisect_right(self._first_keys(), key) - 1
+        return run * _RUN + bisect_left(self._run(run), key) if run >= 0 else 0
+
+    def part(self, start: int, stop: int) -> KeyColumn:
+        """The keys ``[start, stop)``, at least one, as a column of their own."""
+        first = self[start]
+        behind, end = int(self.starts[start + 1]), int(self.starts[stop])
+        shared = self.shared[start:stop].copy()
+        starts = self.starts[start : stop + 1] + (len(first) - behind)
+        shared[0] = starts[0] = 0
+        return KeyColumn(shared, starts, first + self.suffixes[behind:end])
+
+    def __len__(self) -> int:
+        return len(self.shared)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            return self._run(places // _RUN)[places % _RUN]
+        if places.step != 1:
+            return [self[i] for i in places]
+        first, behind = places.start // _RUN, -(-places.stop // _RUN)
+        keys = list(chain.from_iterable(map(self._run, range(first, behind))))
+        return keys[places.start - first * _RUN : places.stop - first * _RUN]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return chain.from_iterable(map(self._run, range(-(-len(self) // _RUN))))
+
+    def _run(self, number: int) -> list[bytes]:
+        keys = self._cut.get(number)
+        if keys is None:
+            start, stop = number * _RUN, min((number + 1) * _RUN, len(self))
+            key = self._first_keys()[number]
+            begin = int(self.starts[start])
+            keys = []
+            for same, end in zip(
+                self.shared[start:stop].tolist(), self.starts[start + 1 : stop + 1].tolist(), strict=True
+            ):
+                key = key[:same] + self.suffixes[begin:end]
+                begin = end
+                keys.append(key)
+            self._cut[number] = keys
+        return keys
+
+    def _first_keys(self) -> list[bytes]:
+        """The first key of each run, put together from the rows of the run before that hold bytes of it."""
+        if self._firsts:
+            return self._firsts
+        key = self.suffixes[: int(self.starts[1])]
+        firsts = [key]
+        runs = (len(self) - 1) // _RUN
+        # One line for each further run: the rows behind the last first key, up to the next, which comes last.
+        shared = self.shared[1 : runs * _RUN + 1].reshape(runs, _RUN)
+        least = np.minimum.accumulate(shared[:, ::-1], axis=1)[:, ::-1]
+        # Of a row's suffix, the first key has what lies before all that the rows in between share.
+        stops = np.empty_like(shared)
+        stops[:, :-1] = least[:, 1:]
+        stops[:, -1] = self.lengths[_RUN::_RUN]
+        line, place = np.nonzero(shared < stops)
+        begins = self.starts[line * _RUN + place + 1]
+        ends = begins + (stops - shared)[line, place]
+        pieces = [self.suffixes[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        bounds = np.searchsorted(line, np.arange(runs + 1)).tolist()
+        for (low, high), same in zip(pairwise(bounds), least[:, 0].tolist(), strict=True):
+            key = key[:same] + b"".join(pieces[low:high])
+            firsts.append(key)
+        self._firsts = firsts
+        return firsts
+
+
+def merge_keys(old: Sequence[bytes], new: Sequence[bytes], order: NDArray[np.int64]) -> Sequence[bytes]:
+    """The keys that ``order`` numbers: those of ``old`` from 0, then those of ``new``. They must come out increasing.
+
+    A column with few changes is spliced, since a row changes only with its own key or the one before; and where every
+    new key is an old one that it replaces, ``old`` itself is the answer.
+    """
+    if isinstance(old, KeyColumn):
+        changed = np.flatnonzero((order >= len(old)) | (np.diff(order, prepend=-1) != 1))
+        if len(changed) * _SPLICED < len(order):
+            return _splice(old, new, order, changed)
+    keys = [*old, *new]
+    return [keys[i] for i in order.tolist()]
+
+
+def _splice(old: KeyColumn, new: Sequence[bytes], order: NDArray[np.int64], changed: NDArray[np.int64]) -> KeyColumn:
+    """``changed`` are the places in ``order`` where something else comes than after the key before in ``old``."""
+    count = len(old)
+
+    def numbered(i: int) -> bytes:
+        return old[i] if i < count else new[i - count]
+
+    rows, numbers = changed.tolist(), order[changed].tolist()
+    if len(order) == count and all(old[row] == numbered(i) for row, i in zip(rows, numbers, strict=True)):
+        return old
+    unchanged = np.where(order < count, order, 0)
+    shared, sizes = old.shared[unchanged], old.sizes[unchanged]
+    bounds = [*rows, len(order)]
+    pieces = [old.suffixes[: int(old.starts[bounds[0]])]]
+    for row, i, following in zip(rows, numbers, bounds[1:], strict=True):
+        key = numbered(i)
+        same = 0
+        if row:
+            before = numbered(int(order[row - 1]))
+            if before >= key:
+                raise _out_of_order()
+            same = common_prefix_length(before, key)
+        shared[row], sizes[row] = same, len(key) - same
+        pieces.append(key[same:])
+        if row + 1 < following:  # they follow key i in the old column as well
+            pieces.append(old.suffixes[int(old.starts[i + 1]) : int(old.starts[i + following - row])])
+    starts = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    return KeyColumn(shared, starts, b"".join(pieces))
+
+
+def search(keys: Sequence[bytes], key: bytes) -> int:
+    """The index of the first of ``keys`` that is not less than ``key``; their number if there is none."""
+    return keys.search(key) if isinstance(keys, KeyColumn) else bisect_left(keys, key)
+
+
+def cut_for(searches: int, keys: Sequence[bytes]) -> Sequence[bytes]:
+    """``keys``, as a list if so many searches would cut most of them anyway."""
+    return list(keys) if searches * _MANY_SEARCHES > len(keys) else keys
+
+
+def key_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
+    """Of each key, in bytes; a column is not cut for it."""
+    return keys.lengths if isinstance(keys, KeyColumn) else np.fromiter(map(len, keys), np.int64, len(keys))
+
+
+def common_prefix_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
+    """How many bytes each key shares with the one before it; one less than there are keys.
+
+    >>> common_prefix_lengths([b"app", b"apple", b"b"]).tolist()
+    [3, 0]
+    """
+    if len(keys) < _FEW:
+        return np.array([common_prefix_length(a, b) for a, b in pairwise(keys)], np.int64)
+    shared = np.empty(len(keys) - 1, np.int64)
+    for start in range(0, len(shared), _BLOCK):
+        block = keys[start : start + _BLOCK + 1]
+        lengths = key_lengths(block)
+        width = -(-int(lengths.max()) // 8)
+        if width > _WIDEST // 8:
+            shared[start : start + _BLOCK] = [common_prefix_length(a, b) for a, b in pairwise(block)]
+            continue
+        # Keys as rows of little-endian words: the lowest set bit of an exclusive or is in the first byte that differs.
+        words = np.array(block, f"S{max(8, 8 * width)}").view("<u8").reshape(len(block), -1)
+        differences = words[1:] ^ words[:-1]
+        first = (differences != 0).argmax(axis=1)
+        difference = differences[np.arange(len(differences)), first]
+        lowest_bit = difference & (~difference + np.uint64(1))
+        byte = np.frexp(lowest_bit.astype(np.float64))[1] - 1 >> 3  # exact: powers of two; 0 gives -1
+        # Rows are padded with zeros, so a key may look like its own continuation with zeros: the lengths decide then.
+        equal_or_shorter = np.minimum(lengths[1:], lengths[:-1])
+        shared[start : start + _BLOCK] = np.where(
+            difference == 0, equal_or_shorter, np.minimum(8 * first + byte, equal_or_shorter)
+        )
+    return shared
+
+
+def _out_of_order() -> InvalidArgumentError:
+    return InvalidArgumentError("Keys of a node must be strictly increasing")
