@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ocdbt_py.storage.location import load_backend
 
 if TYPE_CHECKING:
-    from ocdbt_py_backends.memory import MemoryStorage as MemoryStorage
-
     from ocdbt_py_backends.local import LocalStorage as LocalStorage
+    from ocdbt_py_backends.memory import MemoryStorage as MemoryStorage
 
 _HOMES = {"LocalStorage": "local", "MemoryStorage": "memory"}
 
