@@ -44,7 +44,7 @@ class KeyColumn(Sequence[bytes]):
     key before it shares ``shared[i]`` bytes, not one more; the first shares none.
     """
 
-    __slots__ = ("_cut", "_firsts", "shared", "starts", "suffixes")
+    __slots__ = ("_cut", "_firsts", "_last", "shared", "starts", "suffixes")
 
     def __init__(self, shared: NDArray[np.int64], starts: NDArray[np.int64], suffixes: bytes) -> None:
         self.shared = shared
@@ -52,6 +52,7 @@ class KeyColumn(Sequence[bytes]):
         self.suffixes = suffixes
         self._firsts: list[bytes] = []  # of the runs; empty until needed
         self._cut: dict[int, list[bytes]] = {}
+        self._last: bytes | None = None  # the last key, once it is known
 
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> KeyColumn:
@@ -99,7 +100,13 @@ class KeyColumn(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         places = range(len(self))[index]
         if isinstance(places, int):
-            return self._run(places // _RUN)[places % _RUN]
+            if places == 0:
+                return self.suffixes[: int(self.starts[1])]
+            if places < len(self) - 1:
+                return self._run(places // _RUN)[places % _RUN]
+            if self._last is None:
+                self._last = self._run(places // _RUN)[places % _RUN]
+            return self._last
         if places.step != 1:
             return [self[i] for i in places]
         first, behind = places.start // _RUN, -(-places.stop // _RUN)
@@ -193,7 +200,9 @@ def _splice(old: KeyColumn, new: Sequence[bytes], order: NDArray[np.int64], chan
             pieces.append(old.suffixes[int(old.starts[i + 1]) : int(old.starts[i + following - row])])
     starts = np.zeros(len(order) + 1, np.int64)
     np.cumsum(sizes, out=starts[1:])
-    return KeyColumn(shared, starts, b"".join(pieces))
+    spliced = KeyColumn(shared, starts, b"".join(pieces))
+    spliced._last = numbered(int(order[-1]))  # both ends of a node are asked for each time it is written
+    return spliced
 
 
 def search(keys: Sequence[bytes], key: bytes) -> int:
