@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Case", "OrbaxCase", "corrupt_cases", "ocdbt_cases", "orbax_cases"]
 
-_ARCHIVES = Path(__file__).parent / "corpus"
+_ARCHIVES = Path(__file__).parent / "archives"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Observed:
 
     @functools.cached_property
     def expected(self) -> dict[str, Any]:
-        """``expected.json``; ``corpus/README.md`` says what is in it."""
+        """``expected.json``; ``archives/README.md`` says what is in it."""
         content: dict[str, Any] = json.loads((self.directory / "expected.json").read_bytes())
         return content
 

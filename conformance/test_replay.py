@@ -19,12 +19,11 @@ import pytest
 
 import ocdbt_py
 from conformance.corpus import Case, ocdbt_cases
-from conformance.observe import config_of, engine_of, mutations_of
+from conformance.observe import config_of, engine_of, mutations_of, tree_levels
 from ocdbt_py.database import Database, open_place
 from ocdbt_py.engine.commit import Sources
 from ocdbt_py.engine.tree import Tree
 from ocdbt_py.format import zstd
-from ocdbt_py.format.btree import InteriorNode
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.location import Settings, resolve
 
@@ -46,30 +45,17 @@ class History:
     leaves: dict[int, int] = field(default_factory=dict)
 
 
-def visit(db: Database, tree: Tree) -> Iterator[tuple[str, bool, bool]]:
-    """The data files of a version in the order in which a commit uses them, with (is of a value, is of a leaf)."""
-    engine = engine_of(db)
+def visit(db: Database, tree: Tree) -> Iterator[tuple[str, bool]]:
+    """The data files of a version in the order in which a commit uses them, each with whether a leaf is in it there."""
     for leaf, low, high in tree.scan():
         for i in range(low, high):
             value = leaf.value(i)
             if isinstance(value, Location):
-                yield value.file.path.decode(), True, False
-    if tree.version.root is None:
-        return
-    level = [(tree.version.root, b"", b"", None)]
-    levels = []
-    for height in range(tree.version.root_height, -1, -1):
-        levels.append([(location, height) for location, *_ in level])
-        below = []
-        for location, prefix, lower, upper in level:
-            node = engine.nodes.btree(location, height, prefix, lower, upper)
-            if isinstance(node, InteriorNode):
-                for i, (key, end) in enumerate(zip(node.keys, [*node.keys[1:], upper], strict=True)):
-                    below.append((node.location(i), key[: int(node.subtree_prefix_lengths[i])], key, end))
-        level = below  # type: ignore[assignment]
-    for level_of_nodes in reversed(levels):
-        for location, height in level_of_nodes:
-            yield location.file.path.decode(), False, height == 0
+                yield value.file.path.decode(), False
+    levels = tree_levels(engine_of(db), tree)
+    for level in reversed(levels):
+        for _, _, location in level:
+            yield location.file.path.decode(), level is levels[-1]
 
 
 def history_of(case: Case) -> History:
@@ -84,7 +70,7 @@ def history_of(case: Case) -> History:
         for version in reversed(list(db.versions())):
             generation = version.generation
             fresh: dict[str, None] = {}
-            for path, _, is_leaf in visit(db, engine_of(db).at(generation)):
+            for path, is_leaf in visit(db, engine_of(db).at(generation)):
                 if path not in found.commit_of or found.commit_of[path] == generation:
                     found.commit_of[path] = generation
                     fresh[path] = None
