@@ -54,8 +54,12 @@ class Manifests:
         self._path = f"{base}/{MANIFEST_NAME}"
         self.demanded = constraints
         """What the configuration must be. Once one was seen, that one: another one is another database."""
-        self.never_seen = True
+        self._stored: StoredConfig | None = None
+
+    @property
+    def never_seen(self) -> bool:
         """Whether there has been no database here so far."""
+        return self._stored is None
 
     def load(self, last: Seen | None) -> Seen:
         """The current manifest; ``last`` itself when nothing changed since, which moves no body."""
@@ -160,9 +164,11 @@ class Manifests:
         return Seen(manifest, token)
 
     def _demand(self, config: StoredConfig) -> None:
+        if config == self._stored:
+            return
         self.demanded.check(config)
         self.demanded = Config.describe(config)
-        self.never_seen = False
+        self._stored = config
 
     def numbers(self) -> list[int]:
         """Generations of the numbered manifests there are, in no order."""

@@ -66,6 +66,9 @@ def common_prefix_length(a: bytes, b: bytes) -> int:
     shortest = min(len(a), len(b))
     if a[:shortest] == b[:shortest]:
         return shortest
+    for place in range(min(shortest, 8)):  # random names and most keys differ early
+        if a[place] != b[place]:
+            return place
     # The highest set bit of the exclusive or, read as big-endian numbers, lies in the first byte that differs.
     difference = int.from_bytes(a[:shortest], "big") ^ int.from_bytes(b[:shortest], "big")
     return shortest - (difference.bit_length() + 7) // 8
