@@ -26,6 +26,8 @@ def split(sizes: NDArray[np.int64], common_prefix: int, limit: int, minimum: int
     ``minimum`` the least entries of a node that is not the last.
     """
     count = len(sizes)
+    if count <= MAX_ENTRIES and (not limit or int(sizes.sum()) - (count - 1) * common_prefix <= limit):
+        return [(0, count)] if count else []
     # size of [start, stop) = weight[stop] - weight[start] + common_prefix, and weight never decreases
     weight = np.zeros(count + 1, np.int64)
     np.cumsum(sizes - common_prefix, out=weight[1:])

@@ -4,14 +4,15 @@ The reference compresses through a streaming writer with a buffer of 4096 bytes 
 so a short body is one call, which records the content size, and a longer one is a stream of unknown size. The bytes
 also depend on the release of libzstd: 1.5.7 wrote what the conformance tests compare with.
 
-This is the one place that chooses the library: the standard one from Python 3.14, ``zstandard`` before. Contexts are
-made anew for each call, because they must not be shared between threads.
+This is the one place that chooses the library: the standard one from Python 3.14, ``zstandard`` before. Contexts must
+not be shared between threads: each thread keeps one, of the default level, and others are made anew for each call.
 """
 
 from __future__ import annotations
 
 import io
 import sys
+import threading
 
 __all__ = ["LIBRARY_VERSION", "MAX_LEVEL", "MIN_LEVEL", "compress", "decompress"]
 
@@ -49,11 +50,22 @@ else:
     LIBRARY_VERSION: tuple[int, int, int] = _zstd.ZSTD_VERSION
     _Error = _zstd.ZstdError
 
+    _kept = threading.local()
+
+    def _context(level: int) -> _zstd.ZstdCompressor:
+        # To set one up takes several times as long as to compress a small node; the default's take little memory.
+        if level:
+            return _zstd.ZstdCompressor(level=level)
+        if not hasattr(_kept, "context"):
+            _kept.context = _zstd.ZstdCompressor(level=0)
+        context: _zstd.ZstdCompressor = _kept.context
+        return context
+
     def _one_call(body: bytes, level: int) -> bytes:
-        return _zstd.ZstdCompressor(level=level).compress(body)
+        return _context(level).compress(body)
 
     def _stream(body: bytes, level: int) -> bytes:
-        compressor = _zstd.ZstdCompressor(level=level).compressobj()
+        compressor = _context(level).compressobj()
         return compressor.compress(body) + compressor.flush()
 
     def _decompressor() -> _zstd.ZstdDecompressionObj:
