@@ -1,10 +1,8 @@
-"""The architecture, held by tests: imports run downwards only, and the format core touches nothing."""
+"""The architecture, held by tests: imports run downwards only. ``tests/format/test_imports.py`` has the format core."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,25 +85,3 @@ def test_backends_use_the_storage_protocol_and_errors_alone() -> None:
         modules = imported_modules(file, ROOT / "backends")
         used = {name for module in modules if (name := layer_of(module)) is not None and name in RANK}
         assert used <= BACKENDS_MAY_USE, file
-
-
-def test_the_format_imports_where_sockets_fsspec_and_jax_are_forbidden() -> None:
-    script = """
-import sys, pkgutil, importlib
-class Forbidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"fsspec", "jax", "tensorstore", "asyncio"}:
-            raise ImportError(f"{name} is forbidden here")
-sys.meta_path.insert(0, Forbidden())
-import socket
-def no_socket(*args, **options):
-    raise OSError("sockets are forbidden here")
-socket.socket = socket.create_connection = no_socket
-import ocdbt_py.format
-for module in pkgutil.iter_modules(ocdbt_py.format.__path__, "ocdbt_py.format."):
-    importlib.import_module(module.name)
-print(sum(name.startswith("ocdbt_py.format.") for name in sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(list((PACKAGE / "format").glob("[!_]*.py")))

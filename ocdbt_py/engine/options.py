@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from ocdbt_py.errors import ConfigMismatchError, InvalidArgumentError
+from ocdbt_py.format.btree import MAX_INLINE_LENGTH
 from ocdbt_py.format.config import ManifestKind, StoredConfig, Zstd
 
 
@@ -26,9 +27,6 @@ class Unset(enum.Enum):
 
 
 UNSET: Literal[Unset.UNSET] = Unset.UNSET
-
-MAX_INLINE_VALUE_BYTES = 1 << 20
-"""Upper limit of the option ("Limits"); a manifest may state more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,7 @@ class Config:
         if self.manifest_kind not in (None, "single", "numbered"):
             raise InvalidArgumentError(f'Config.manifest_kind is "single" or "numbered", not {self.manifest_kind!r}')
         for name, low, high in (
-            ("max_inline_value_bytes", 0, MAX_INLINE_VALUE_BYTES),
+            ("max_inline_value_bytes", 0, MAX_INLINE_LENGTH),
             ("max_decoded_node_bytes", 0, (1 << 32) - 1),
             ("version_tree_arity_log2", 1, 16),
         ):

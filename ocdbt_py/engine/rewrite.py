@@ -81,7 +81,7 @@ class Rewriter:
             return None
         if not rebuilt.keys:
             return EMPTY
-        height = rebuilt.height if isinstance(rebuilt, InteriorNode) else 0
+        height = rebuilt.height
         while True:
             children = self._encode(rebuilt, may_be_root=True)
             if len(children) == 1:
