@@ -24,7 +24,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -48,6 +49,7 @@ from ocdbt_py.storage.protocol import (
     ByteRange,
     Capabilities,
     Condition,
+    Filling,
     Hold,
     Listed,
     Read,
@@ -153,19 +155,6 @@ class LocalStorage:
             finally:
                 os.close(fd)
 
-    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
-        with _Translated(path, reading=True):
-            fd, status = _open(path)
-            try:
-                _check_within(path, status, start, start + len(buffer))
-                while buffer:
-                    count = os.preadv(fd, [buffer], start)
-                    if not count:
-                        raise _too_short(path, start, start + len(buffer), start)
-                    buffer, start = buffer[count:], start + count
-            finally:
-                os.close(fd)
-
     def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """One open a file, and neighbouring small ranges in one read."""
         by_path: dict[str, list[int]] = {}
@@ -188,6 +177,22 @@ class LocalStorage:
                 finally:
                     os.close(fd)
         return found
+
+    def read_many_into(self, fillings: Sequence[Filling]) -> None:
+        """One open for consecutive buffers of one file."""
+        for path, group in groupby(fillings, key=itemgetter(0)):
+            with _Translated(path, reading=True):
+                fd, status = _open(path)
+                try:
+                    for _, start, buffer in group:
+                        _check_within(path, status, start, start + len(buffer))
+                        while buffer:
+                            count = os.preadv(fd, [buffer], start)
+                            if not count:
+                                raise _too_short(path, start, start + len(buffer), start)
+                            buffer, start = buffer[count:], start + count
+                finally:
+                    os.close(fd)
 
     def map(self, path: str) -> memoryview:
         with _Translated(path, reading=True):
@@ -243,6 +248,15 @@ class LocalStorage:
     def create(self, path: str) -> Writer:
         with _Translated(path):
             return _NewFile(path, *self._with_parents(path, lambda: _unnamed(path)))
+
+    def put(self, path: str, buffers: Sequence[Buffer]) -> None:
+        new = self.create(path)
+        try:
+            new.write(buffers)
+            new.close()
+        except BaseException:
+            new.abort()
+            raise
 
     @contextmanager
     def hold(self, path: str, timeout: float) -> Iterator[Hold]:

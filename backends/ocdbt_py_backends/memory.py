@@ -41,6 +41,7 @@ from ocdbt_py.storage.protocol import (
     ByteRange,
     Capabilities,
     Condition,
+    Filling,
     Hold,
     Listed,
     Read,
@@ -122,11 +123,6 @@ class MemoryStorage:
         with file.getbuffer() as content:
             return Read(bytes(content[start:stop]), token, len(content))
 
-    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
-        with self._file(path).getbuffer() as content:
-            _check_within(path, len(content), start, start + len(buffer))
-            buffer[:] = content[start : start + len(buffer)]
-
     def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         found = []
         for path, start, stop in ranges:
@@ -134,6 +130,12 @@ class MemoryStorage:
                 _check_within(path, len(content), start, stop)
                 found.append(bytes(content[start:stop]))
         return found
+
+    def read_many_into(self, fillings: Sequence[Filling]) -> None:
+        for path, start, buffer in fillings:
+            with self._file(path).getbuffer() as content:
+                _check_within(path, len(content), start, start + len(buffer))
+                buffer[:] = content[start : start + len(buffer)]
 
     def map(self, path: str) -> memoryview:
         raise UnsupportedError("Files in memory are not mapped; read them")
@@ -162,6 +164,11 @@ class MemoryStorage:
 
     def create(self, path: str) -> Writer:
         return _NewFile(self, self._new_file(path, ()))
+
+    def put(self, path: str, buffers: Sequence[Buffer]) -> None:
+        new = self.create(path)
+        new.write(buffers)
+        new.close()
 
     @contextmanager
     def hold(self, path: str, timeout: float) -> Iterator[Hold]:

@@ -33,6 +33,9 @@ Token: TypeAlias = Hashable
 ByteRange: TypeAlias = tuple[str, int, int]
 """(path, start, stop) with 0 <= start <= stop."""
 
+Filling: TypeAlias = tuple[str, int, memoryview]
+"""(path, start, buffer): a writable, contiguous buffer of format ``B`` to be filled from ``start`` on."""
+
 
 class Condition(enum.Enum):
     """What a write may replace, when it is not one particular version."""
@@ -89,6 +92,12 @@ class Capabilities:
     durable: bool = False
     """``sync`` returned means: survives a power failure."""
     writable: bool = False
+    conditions_unproven: bool = False
+    """``cas`` and ``create`` are what the protocol promises, but this endpoint may be a server that ignores them."""
+    file_bytes: int = 0
+    """Data files of about this size are written best; 0: the larger, the better."""
+    parallel: int = 1
+    """So many files are best written at once."""
 
 
 class Writer(Protocol):
@@ -129,17 +138,23 @@ class Storage(Protocol):
     ) -> Read | Literal[Unchanged.UNCHANGED]:
         """Bytes ``[start, stop)``, cut at the end of the file, and the token, all from one response."""
 
-    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
-        """Fill a writable, contiguous buffer of format ``B``; a file too short is ``CorruptDataError``."""
-
     def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        """Each range exactly, in the order asked; a file too short is ``CorruptDataError``."""
+        """Each range exactly, in the order asked; a file too short is ``CorruptDataError``.
+
+        For files that never change once seen (data files): they may come from a cache, and in several requests.
+        """
+
+    def read_many_into(self, fillings: Sequence[Filling]) -> None:
+        """As :meth:`read_many`, into the caller's memory; after an error the buffers hold anything."""
 
     def write(self, path: str, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
         """Replace a small file whole; its parent directories come into being. Durable where asked for."""
 
     def create(self, path: str) -> Writer:
         """Begin a new file, of any size; a name already taken is ``AlreadyExistsError``, at the latest at ``close``."""
+
+    def put(self, path: str, buffers: Sequence[Buffer]) -> None:
+        """A whole new file, of any size, straight from the buffers; a name already taken is ``AlreadyExistsError``."""
 
     def delete(self, path: str) -> None:
         """Remove a file, or, when the path ends in ``/``, a directory and all below it. Absent is fine."""

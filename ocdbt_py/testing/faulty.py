@@ -27,6 +27,7 @@ from ocdbt_py.storage.protocol import (
     ByteRange,
     Capabilities,
     Condition,
+    Filling,
     Hold,
     Listed,
     Read,
@@ -92,17 +93,18 @@ class FaultyStorage:
             self._count_bytes(path, len(found.data))
         return found
 
-    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
-        self._count("read_into")
-        self.inner.read_into(path, start, buffer)
-        self._count_bytes(path, len(buffer))
-
     def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         self._count("read_many")
         found = self.inner.read_many(ranges)
         for path, start, stop in ranges:
             self._count_bytes(path, stop - start)
         return found
+
+    def read_many_into(self, fillings: Sequence[Filling]) -> None:
+        self._count("read_many_into")
+        self.inner.read_many_into(fillings)
+        for path, _, buffer in fillings:
+            self._count_bytes(path, len(buffer))
 
     def map(self, path: str) -> memoryview:
         self._count("map")
@@ -119,6 +121,11 @@ class FaultyStorage:
     def create(self, path: str) -> Writer:
         with self._step("create"):
             return _FaultyWriter(self, path, self.inner.create(path))
+
+    def put(self, path: str, buffers: Sequence[Buffer]) -> None:
+        with self._step("put"):
+            self.inner.put(path, buffers)
+            self.unsynced.add(path)
 
     @contextmanager
     def hold(self, path: str, timeout: float) -> Iterator[Hold]:

@@ -151,7 +151,7 @@ class StorageSuite:
             for attempt in (
                 lambda path=path: storage.read(path),
                 lambda path=path: storage.read(path, unless=("no", "token")),
-                lambda path=path: storage.read_into(path, 0, buffer),
+                lambda path=path: storage.read_many_into([(path, 0, buffer)]),
                 lambda path=path: storage.read_many([(path, 0, 1)]),
             ):
                 with pytest.raises(PathNotFoundError) as caught:
@@ -178,9 +178,23 @@ class StorageSuite:
     def test_reading_into_a_buffer_fills_it(self, storage: Storage, root: str) -> None:
         put(storage, f"{root}/f", CONTENT)
         target = bytearray(b"-" * 1002)
-        storage.read_into(f"{root}/f", 77, memoryview(target)[1:1001])
+        storage.read_many_into([(f"{root}/f", 77, memoryview(target)[1:1001])])
         assert target == b"-" + CONTENT[77:1077] + b"-"
-        storage.read_into(f"{root}/f", len(CONTENT), memoryview(bytearray()))
+        storage.read_many_into([(f"{root}/f", len(CONTENT), memoryview(bytearray()))])
+        storage.read_many_into([])
+
+    def test_many_buffers_are_filled_each_with_its_own(self, storage: Storage, root: str) -> None:
+        put(storage, f"{root}/f", CONTENT)
+        put(storage, f"{root}/d/g", bytes(reversed(CONTENT)))
+        wanted = [
+            (name, start, length) for start in (9000, 0, 1, 100) for name in ("f", "d/g") for length in (0, 7, 999)
+        ]
+        buffers = [bytearray(size) for _, _, size in wanted]
+        storage.read_many_into(
+            [(f"{root}/{name}", start, memoryview(b)) for (name, start, _), b in zip(wanted, buffers, strict=True)]
+        )
+        files = {"f": CONTENT, "d/g": bytes(reversed(CONTENT))}
+        assert buffers == [files[name][start : start + size] for name, start, size in wanted]
 
     def test_many_ranges_come_in_the_order_asked(self, storage: Storage, root: str) -> None:
         other = bytes(reversed(CONTENT))
@@ -204,7 +218,7 @@ class StorageSuite:
                 storage.read_many([(f"{root}/f", 0, 2), (f"{root}/f", start, stop)])
             assert caught.value.path == f"{root}/f"
             with pytest.raises(CorruptDataError):
-                storage.read_into(f"{root}/f", start, memoryview(bytearray(stop - start)))
+                storage.read_many_into([(f"{root}/f", start, memoryview(bytearray(stop - start)))])
 
     def test_a_map_is_the_files_content_and_private(self, storage: Storage, root: str) -> None:
         put(storage, f"{root}/f", CONTENT)
@@ -336,6 +350,16 @@ class StorageSuite:
         writer.close()
         buffer.clear()
         assert content(storage, f"{root}/f") == b"first"
+
+    def test_a_file_is_put_at_once(self, storage: Storage, root: str) -> None:
+        storage.put(f"{root}/d/f", [CONTENT, memoryview(CONTENT)[5:10], bytearray(b"x")])
+        assert content(storage, f"{root}/d/f") == CONTENT + CONTENT[5:10] + b"x"
+        storage.put(f"{root}/empty", [])
+        assert content(storage, f"{root}/empty") == b""
+        with pytest.raises(AlreadyExistsError) as caught:
+            storage.put(f"{root}/d/f", [b"another"])
+        assert caught.value.path == f"{root}/d/f"
+        assert content(storage, f"{root}/d/f").startswith(CONTENT)
 
     def test_a_new_file_is_seen_only_when_it_is_closed(self, storage: Storage, root: str) -> None:
         writer = storage.create(f"{root}/d/f")

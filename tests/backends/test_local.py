@@ -230,7 +230,7 @@ def test_the_system_may_write_and_read_in_pieces(
     assert content(storage, f"{tmp_path}/f") == data
     assert storage.read_many([(f"{tmp_path}/f", 3, 190)]) == [data[3:190]]
     target = bytearray(100)
-    storage.read_into(f"{tmp_path}/f", 50, memoryview(target))
+    storage.read_many_into([(f"{tmp_path}/f", 50, memoryview(target))])
     assert target == data[50:150]
 
 

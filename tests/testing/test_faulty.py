@@ -47,7 +47,7 @@ def test_steps_operations_and_bytes_are_counted(inner: LocalStorage, tmp_path: P
         ("create", "writer.write", "writer.close", "sync", "read", "hold", "hold.write", "delete"), 1
     )
     storage.read_many([(f"{tmp_path}/m", 0, 3), (f"{tmp_path}/m", 1, 2)])
-    storage.read_into(f"{tmp_path}/m", 0, memoryview(bytearray(5)))
+    storage.read_many_into([(f"{tmp_path}/m", 0, memoryview(bytearray(5)))])
     assert dict(storage.bytes_read) == {f"{tmp_path}/d/f": 2, f"{tmp_path}/m": 9}
 
 
