@@ -34,7 +34,9 @@ def fetches(ranges: Sequence[ByteRange], *, gap: int, most: int) -> list[Fetch]:
     for i in order:
         path, start, stop = ranges[i]
         last = found[-1] if found else None
-        if last is not None and last.path == path and start <= last.stop + gap and stop - last.start <= most:
+        # start may lie before the last request where that is the end of a long range
+        near = last is not None and last.path == path and last.start <= start <= last.stop + gap
+        if last is not None and near and stop - last.start <= most:
             last.stop = max(last.stop, stop)
             last.serves.append(i)
             continue
@@ -44,6 +46,7 @@ def fetches(ranges: Sequence[ByteRange], *, gap: int, most: int) -> list[Fetch]:
 
 def scatter(fetch: Fetch, data: bytes, ranges: Sequence[ByteRange], results: list[bytes | bytearray]) -> None:
     """Put what one request brought where it belongs; ``results`` begins as empty bytes, one for each range."""
+    view = memoryview(data)
     for i in fetch.serves:
         _, start, stop = ranges[i]
         if (start, stop) == (fetch.start, fetch.stop):
@@ -54,7 +57,8 @@ def scatter(fetch: Fetch, data: bytes, ranges: Sequence[ByteRange], results: lis
             whole = results[i]
             if not isinstance(whole, bytearray):
                 whole = results[i] = bytearray(stop - start)
-            whole[fetch.start - start : fetch.stop - start] = data
+            begin, end = max(start, fetch.start), min(stop, fetch.stop)
+            whole[begin - start : end - start] = view[begin - fetch.start : end - fetch.start]
 
 
 def fill(fetch: Fetch, data: bytes, fillings: Sequence[Filling]) -> None:

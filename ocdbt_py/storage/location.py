@@ -7,8 +7,8 @@ also be TensorStore's URL of a key-value store in a database, percent-encoded as
     BASE|ocdbt:@v3/prefix        BASE|ocdbt:@2026-01-31T12:00:00Z/prefix        BASE|ocdbt:prefix        BASE|ocdbt
 
 Who serves a scheme: our own backends, from a table of names (an uninstalled clone has no entry points, and looking for
-them takes longer than opening a database); then other people's, from the entry-point group ``ocdbt_py.backends``. Both
-name a :class:`Backend`. What a URL means beyond its scheme is the backend's business, and nothing here imports fsspec.
+them takes longer than opening a database); then other people's, from the entry-point group ``ocdbt_py.backends``; then
+the generic backend serves whatever fsspec knows. All are a :class:`Backend`. What a URL means beyond its scheme is the backend's business, and nothing here imports fsspec.
 """
 
 from __future__ import annotations
@@ -35,7 +35,25 @@ _BACKENDS = {
     "file": "ocdbt_py_backends.local:LocalStorage",
     "local": "ocdbt_py_backends.local:LocalStorage",
     "memory": "ocdbt_py_backends.memory:MemoryStorage",
+    "s3": "ocdbt_py_backends.s3:S3Storage",
+    "s3a": "ocdbt_py_backends.s3:S3Storage",
+    "gs": "ocdbt_py_backends.gcs:GCSStorage",
+    "gcs": "ocdbt_py_backends.gcs:GCSStorage",
+    "az": "ocdbt_py_backends.azure:AzureStorage",
+    "abfs": "ocdbt_py_backends.azure:AzureStorage",
+    "abfss": "ocdbt_py_backends.azure:AzureStorage",
+    "http": "ocdbt_py_backends.http:HTTPStorage",
+    "https": "ocdbt_py_backends.http:HTTPStorage",
+    "sftp": "ocdbt_py_backends.sftp:SFTPStorage",
+    "ssh": "ocdbt_py_backends.sftp:SFTPStorage",
+    "simplecache": "ocdbt_py_backends.caching:CachingStorage",
+    "filecache": "ocdbt_py_backends.caching:CachingStorage",
+    "blockcache": "ocdbt_py_backends.caching:CachingStorage",
+    "cached": "ocdbt_py_backends.caching:CachingStorage",
 }
+
+_GENERIC = "ocdbt_py_backends.generic:GenericStorage"
+"""Serves whatever else fsspec knows, with what all of its filesystems can do."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 _COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
@@ -112,7 +130,7 @@ def resolve(
         found = _SCHEME.match(base)
         scheme = found[1].lower() if found else ""
         base = scheme + base[len(scheme) :]
-        storage, path = _backend(scheme or "file", base).from_url(base, options or {}, settings)
+        storage, path = _backend(scheme or "file").from_url(base, options or {}, settings)
     return Place(storage, path, storage.describe(path), version, prefix)
 
 
@@ -199,17 +217,13 @@ def _in_filesystem(fs: Any, path: str, settings: Settings) -> tuple[Storage, str
         if ".." in path.split("/"):
             raise InvalidArgumentError(f"{path} leads out of the directory that fs shows")
         return _in_filesystem(fs.fs, f"{fs.path}/{path.strip('/')}", settings)
-    return _backend(scheme, f"{scheme}://").from_fs(fs, path, settings)
+    return _backend(scheme).from_fs(fs, path, settings)
 
 
-def _backend(scheme: str, url: str) -> Backend:
+def _backend(scheme: str) -> Backend:
     target = _BACKENDS.get(scheme)
     if target is not None:
         return cast(Backend, load_backend(target))
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         return cast(Backend, entry_point.load())
-    served = ", ".join(f"{name}://" for name in _BACKENDS)
-    raise UnsupportedError(
-        f"No backend serves {scheme}:// ({safe_url(url)}). Served are {served} and local paths: copy the data there, "
-        f"or install a package that has an entry point {scheme} in the group {ENTRY_POINT_GROUP}"
-    )
+    return cast(Backend, load_backend(_GENERIC))
