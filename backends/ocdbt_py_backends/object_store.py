@@ -338,7 +338,7 @@ class ObjectStore(ABC):
     def rename(self, source: str, target: str) -> None:
         raise UnsupportedError(f"Nothing is renamed in a bucket ({self.describe(source)}); copy it")
 
-    def sync(self, paths: Iterable[str]) -> None:  # noqa: B027  there is nothing to do
+    def sync(self, paths: Iterable[str]) -> None:  # noqa: B027
         """What a bucket has acknowledged is durable already."""
 
     def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:

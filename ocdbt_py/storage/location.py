@@ -8,7 +8,8 @@ also be TensorStore's URL of a key-value store in a database, percent-encoded as
 
 Who serves a scheme: our own backends, from a table of names (an uninstalled clone has no entry points, and looking for
 them takes longer than opening a database); then other people's, from the entry-point group ``ocdbt_py.backends``; then
-the generic backend serves whatever fsspec knows. All are a :class:`Backend`. What a URL means beyond its scheme is the backend's business, and nothing here imports fsspec.
+the generic backend, which serves whatever fsspec knows. Each is a :class:`Backend`. What a URL means beyond its scheme
+is the backend's business, and nothing here imports fsspec.
 """
 
 from __future__ import annotations
