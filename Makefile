@@ -3,14 +3,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test azurite lint bench clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
 
-test: $(READY)
+test: azurite
 	$(BIN)/python -m pytest
+
+# A storage server for the tests, from Node's package manager. The tests run without it too, and say so.
+azurite: $(READY)
+	@test -e $(AZURITE) \
+	|| $(BIN)/npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.35.0 \
+	|| echo "Azurite could not be installed: nothing will be tested against it"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ and :meth:`ObjectStore._failure`, which turns what they raise into our errors. E
 * **Waiting.** Coroutines run in fsspec's event loop; callers are threads, and wait. Each request has a time limit.
 * **Retries.** What may pass (kinds in :data:`TRANSIENT`) is tried again, a bounded number of times, with growing,
   jittered pauses; the last error is the one that is raised. A conditional write whose answer was lost is *not* tried
-  again: only its caller can find out whether it happened (``StorageError``, kind ``ambiguous``).
+  again: only its caller can find out whether it happened (``StorageError``, kind ``ambiguous``). A new file is: whether
+  the one that is there is ours is seen from its content, and so two writers of equal content may both have made it.
 * **Bounded memory and requests.** At most :data:`SLOTS` requests at a time, of at most :data:`READ_BYTES` each way;
   uploads are cut from the caller's memoryviews and not copied.
 * **Forks.** Neither the loop nor the connections outlive a fork; a child makes a filesystem of its own.
@@ -17,18 +18,14 @@ A bucket has no directories: paths are ``bucket/key``, ``delete("a/")`` removes 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import random
-import threading
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
-
-import fsspec.asyn
+from itertools import islice
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from ocdbt_py.errors import (
     AlreadyExistsError,
@@ -56,6 +53,8 @@ from ocdbt_py.storage.protocol import (
     Unchanged,
     Writer,
 )
+from ocdbt_py_backends.body import Body
+from ocdbt_py_backends.event_loop import gather, run
 
 __all__ = ["AMBIGUOUS", "TRANSIENT", "Body", "ObjectStore", "OutOfRange", "Upload"]
 
@@ -72,16 +71,19 @@ PART_BYTES = 16 << 20
 """Of an upload in parts."""
 
 SINGLE_BYTES = 64 << 20
-"""Files up to this size are uploaded in one request, larger ones in parts."""
+"""What a store takes well in one request, where it says nothing else."""
 
 _DELETED_AT_ONCE = 1000
 
-ATTEMPTS = 6
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
+_MOST_PARTS = 10_000
 
-_PATIENCE = 60.0
+_LARGEST = 1 << 50
+"""No object is so large. Servers that read a number beyond 64 bits in a header answer in strange ways."""
+
+ATTEMPTS = 6
+
 _SLOWEST = 256 << 10
-"""A request may take so many seconds, and one more for each so many bytes it moves."""
+"""A request may take its :attr:`ObjectStore.patience`, and a second more for each so many bytes it moves."""
 
 TRANSIENT = frozenset({"throttled", "unreachable", "unavailable", "interrupted", "timeout"})
 """Kinds of :class:`StorageError` after which the same request may succeed: too many requests (429, SlowDown); no
@@ -93,99 +95,20 @@ AMBIGUOUS = frozenset({"unavailable", "interrupted", "timeout"})
 T = TypeVar("T")
 
 
-class Body:
-    """What is uploaded: buffers in a row, never joined unless asked to."""
-
-    def __init__(self, buffers: Iterable[Buffer]) -> None:
-        self.views = [memoryview(buffer) for buffer in buffers if len(buffer)]
-        self.size = sum(map(len, self.views))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def joined(self) -> bytes:
-        """A copy in one piece."""
-        return b"".join(self.views)
-
-    def reader(self) -> io.BufferedIOBase:
-        """A seekable file that reads from the buffers."""
-        return _BodyReader(self)
-
-    def pieces(self, most: int) -> Iterator[memoryview]:
-        """All of it, in views of at most ``most`` bytes."""
-        for view in self.views:
-            for start in range(0, len(view), most):
-                yield view[start : start + most]
-
-    def parts(self, most: int) -> Iterator[Body]:
-        """All of it, in bodies of exactly ``most`` bytes but the last."""
-        views: list[memoryview] = []
-        held = 0
-        for view in self.views:
-            while len(view):
-                taken = view[: most - held]
-                views.append(taken)
-                held += len(taken)
-                view = view[len(taken) :]
-                if held == most:
-                    yield Body(views)
-                    views, held = [], 0
-        if views:
-            yield Body(views)
-
-
-class _BodyReader(io.BufferedIOBase):
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        self._at = 0
-        self._starts = [0]
-        for view in body.views:
-            self._starts.append(self._starts[-1] + len(view))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        return self._body.size
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._body.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self._body.size - self._at)
-        wanted = left if size is None or size < 0 else min(size, left)
-        found = []
-        while wanted:
-            i = self._view_at(self._at)
-            begin = self._at - self._starts[i]
-            piece = self._body.views[i][begin : begin + wanted]
-            found.append(piece)
-            self._at += len(piece)
-            wanted -= len(piece)
-        return b"".join(found)
-
-    read1 = read
-
-    def _view_at(self, offset: int) -> int:
-        return bisect_right(self._starts, offset) - 1
-
-
 class Upload(Protocol):
     """One object uploaded in parts, which nobody sees before :meth:`complete`."""
 
     async def part(self, number: int, body: Body) -> None:
-        """Upload part ``number`` (from 1); all have :data:`PART_BYTES` but the last. May be asked again for one."""
+        """Upload part ``number`` (from 1); all are equally large, a multiple of :data:`PART_BYTES`, but the last.
+
+        May be asked again for one.
+        """
 
     async def complete(self) -> None:
-        """Make the object of all parts. ``ConflictError`` where the name is taken, if the store can tell."""
+        """Make the object of all parts. ``ConflictError`` where the name is taken, if the store can tell.
+
+        Asked again when an answer was lost: an object that this upload made is none that was there before.
+        """
 
     async def abort(self) -> None:
         """Leave nothing behind."""
@@ -197,11 +120,24 @@ class ObjectStore(ABC):
     parallel_parts: ClassVar[int] = 4
     """Parts of one upload sent at a time; 1 where they must come in order."""
 
+    single_bytes: ClassVar[int] = SINGLE_BYTES
+    """Files up to this size are uploaded in one request, larger ones in parts."""
+
+    first_pause: ClassVar[float] = 0.1
+    longest_pause: ClassVar[float] = 3.0
+    """Seconds between two attempts; each pause is twice the one before, and up to half of it is left to chance."""
+
+    patience: ClassVar[float] = 60.0
+    """Seconds after which an attempt that moves few bytes has failed."""
+
     def __init__(self, fs: Any) -> None:
         self._given = fs
         self._process = _Process(fs)
 
     # --- what one store does in its own way
+
+    # Each is one request, made once. A client library that cannot be kept from retrying turns an applied write whose
+    # answer was lost into an unmet condition: where that may have happened, _failure says "ambiguous".
 
     @abstractmethod
     async def _get(self, path: str, start: int, stop: int | None, unless: Token | None) -> Read | Unchanged:
@@ -225,15 +161,18 @@ class ObjectStore(ABC):
 
     @abstractmethod
     async def _page(self, prefix: str, deep: bool, after: Any) -> tuple[list[Listed], Any]:
-        """One page of a listing, and what asks for the next one (None: this is the last; ``after`` None: the first)."""
+        """One page of a listing, and what asks for the next one (None: this is the last; ``after`` None: the first).
+
+        An object whose name ends in ``/`` stands in it as a file.
+        """
 
     @abstractmethod
     def _failure(self, error: Exception, path: str, condition: Token | Condition) -> OcdbtError:
         """What an exception of the coroutines above means; ``condition`` is that of the write it came from, else ANY.
 
         ``PathNotFoundError``; ``ConflictError`` (:meth:`_changed`); ``StoragePermissionError``; else ``StorageError``
-        with one of the kinds of :data:`TRANSIENT`, or ``credentials``, ``no-such-bucket``, or the default. No message
-        holds credentials, a query or another party's text that may hold them.
+        with one of the kinds of :data:`TRANSIENT`, or ``ambiguous``, ``credentials``, ``no-such-bucket``, or the
+        default. No message holds credentials, a query or another party's text that may hold them.
         """
 
     @abstractmethod
@@ -288,7 +227,10 @@ class ObjectStore(ABC):
     def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         results: list[bytes | bytearray] = [b""] * len(ranges)
         self._fetch(ranges, lambda fetch, data: scatter(fetch, data, ranges, results))
-        return [result if isinstance(result, bytes) else bytes(result) for result in results]
+        for i, result in enumerate(results):  # one by one, so that no more than one is held twice
+            if not isinstance(result, bytes):
+                results[i] = bytes(result)
+        return cast(list[bytes], results)
 
     def read_many_into(self, fillings: Sequence[Filling]) -> None:
         self._fetch(ranges_of(fillings), lambda fetch, data: fill(fetch, data, fillings))
@@ -297,12 +239,8 @@ class ObjectStore(ABC):
         raise UnsupportedError("Objects in a bucket are not mapped; read them")
 
     def list(self, prefix: str, *, deep: bool = False) -> Iterator[Listed]:
-        after = None
-        while True:
-            page, after = self._run(self._attempts(partial(self._page, prefix, deep, after), prefix))
-            yield from page
-            if after is None:
-                return
+        # programs that know directories make objects that end in a slash, and those are none of ours
+        return (item for item in self._everything(prefix, deep) if item.size is None or not item.path.endswith("/"))
 
     # --- writing
 
@@ -321,19 +259,13 @@ class ObjectStore(ABC):
         self._run(self._put_new(path, body))
 
     def delete(self, path: str) -> None:
-        if not path.endswith("/"):
-            self._run(self._attempts(partial(self._delete, [path]), path))
-            return
-        if "/" not in path.strip("/"):
+        if not path.strip("/").partition("/")[2]:
             raise InvalidArgumentError(f"{self.describe(path)} is a whole bucket, which is not deleted")
-        names: list[str] = []
-        for item in self.list(path, deep=True):
-            names.append(item.path)
-            if len(names) == _DELETED_AT_ONCE:
-                self._run(self._attempts(partial(self._delete, names), path))
-                names = []
-        if names:
-            self._run(self._attempts(partial(self._delete, names), path))
+        names: Iterator[str] = iter([path])
+        if path.endswith("/"):
+            names = (item.path for item in self._everything(path, True))
+        while some := list(islice(names, _DELETED_AT_ONCE)):
+            self._run(self._attempts(partial(self._delete, some), path))
 
     def rename(self, source: str, target: str) -> None:
         raise UnsupportedError(f"Nothing is renamed in a bucket ({self.describe(source)}); copy it")
@@ -353,18 +285,12 @@ class ObjectStore(ABC):
             path=path,
         )
 
+    def _taken(self, path: str) -> AlreadyExistsError:
+        return AlreadyExistsError(f"{self.describe(path)} is there already", path=path)
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the filesystem's loop, and wait."""
-        loop = self.fs.loop
-        if threading.current_thread() is fsspec.asyn.iothread[0]:
-            work.close()
-            raise InvalidArgumentError("This was called in fsspec's own event loop, which it would wait for forever")
-        future = asyncio.run_coroutine_threadsafe(work, loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # of a wait that the user interrupted; it does nothing to one that is over
-            raise
+        return run(self.fs.loop, work)
 
     async def _attempts(
         self,
@@ -372,35 +298,58 @@ class ObjectStore(ABC):
         path: str,
         condition: Token | Condition = ANY,
         nbytes: int = 0,
+        *,
+        resolved: bool = False,
     ) -> T:
-        """Make a request, and again while that may help."""
-        pause = _FIRST_PAUSE
-        for left in reversed(range(ATTEMPTS)):
+        """Make a request, and again while that may help.
+
+        ``resolved``: a conditional request is also made again when its answer was lost, since the caller can tell what
+        came of it. From then on an unmet condition says nothing, and is ``ambiguous`` too.
+        """
+        pause = self.first_pause
+        lost = False
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                async with self._process.slots, asyncio.timeout(_PATIENCE + nbytes / _SLOWEST):
+                async with self._process.slots, asyncio.timeout(self.patience + nbytes / _SLOWEST):
                     return await request()
             except OutOfRange:
                 raise
             except Exception as error:
                 failure = self._translated(error, path, condition)
-                if failure.kind in AMBIGUOUS and condition is not ANY:
-                    failure.kind = "ambiguous"
-                if failure.kind not in TRANSIENT or not left:
+                lost = lost or (condition is not ANY and failure.kind in {*AMBIGUOUS, "ambiguous"})
+                again = failure.kind in TRANSIENT or failure.kind == "ambiguous"
+                if not again or attempt == ATTEMPTS or (lost and not resolved):
+                    if attempt > 1 and again:
+                        failure.message += f" (tried {attempt} times)"
+                    if lost and (again or isinstance(failure, ConflictError)):
+                        failure = StorageError(
+                            f"{failure.message}; whether the write took place is not known", kind="ambiguous", path=path
+                        )
                     raise failure from (None if failure is error else error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, self.longest_pause)
         raise AssertionError("the last attempt returns or raises")
 
     def _translated(self, error: Exception, path: str, condition: Token | Condition) -> OcdbtError:
         if isinstance(error, OcdbtError):
             return error
-        if isinstance(error, TimeoutError):
+        if type(error) is TimeoutError:  # our own limit; libraries have subclasses, some of which mean: not connected
             return StorageError(f"{self.describe(path)}: no answer in time", kind="timeout", path=path)
         return self._failure(error, path, condition)
 
+    def _everything(self, prefix: str, deep: bool) -> Iterator[Listed]:
+        after = None
+        while True:
+            page, after = self._run(self._attempts(partial(self._page, prefix, deep, after), prefix))
+            yield from page
+            if after is None:
+                return
+
     async def _read(self, path: str, start: int, stop: int | None, unless: Token | None) -> Read | Unchanged:
         async def get(start: int, stop: int | None) -> Read | Unchanged:
-            moved = READ_BYTES if stop is None else stop - start
+            if start >= _LARGEST:
+                raise OutOfRange
+            moved = READ_BYTES if stop is None else min(stop - start, SINGLE_BYTES)
             return await self._attempts(lambda: self._get(path, start, stop, unless), path, nbytes=moved)
 
         if stop is not None and stop <= start:
@@ -435,29 +384,40 @@ class ObjectStore(ABC):
 
         jobs = [lambda fetch=fetch: one(fetch) for fetch in requests]
         if jobs:
-            self._run(_gather(jobs))
+            self._run(gather(jobs, SLOTS))
 
     async def _put_new(self, path: str, body: Body) -> None:
-        if len(body) > SINGLE_BYTES:
+        if len(body) > self.single_bytes:
             upload = await self._attempts(lambda: self._begin(path), path)
-            await self._upload(path, upload, list(enumerate(body.parts(PART_BYTES), 1)))
-            await self._complete(path, upload, len(body))
+            size = PART_BYTES * -(-len(body) // (PART_BYTES * _MOST_PARTS))
+            await self._upload(path, upload, list(enumerate(body.parts(size), 1)))
+            await self._complete(path, upload)
             return
         try:
+            await self._attempts(lambda: self._put(path, body, ABSENT), path, ABSENT, len(body), resolved=True)
+        except (ConflictError, StorageError) as error:
+            # A conflict may be a lie: aiohttp repeats a PUT by itself when a connection that it kept breaks.
+            if isinstance(error, StorageError) and error.kind != "ambiguous":
+                raise
             try:
-                await self._attempts(lambda: self._put(path, body, ABSENT), path, ABSENT, len(body))
-            except StorageError as error:
-                if error.kind != "ambiguous":
-                    raise
-                await self._attempts(lambda: self._put(path, body, ABSENT), path, ABSENT, len(body))
-        except ConflictError as error:
-            if not await self._holds(path, body):
-                raise AlreadyExistsError(f"{self.describe(path)} is there already", path=path) from error
+                ours = await self._holds(path, body)
+            except OcdbtError:
+                raise error from error.__cause__  # which says more than that nothing could be seen of it
+            if not ours:
+                raise self._taken(path) from error
 
     async def _holds(self, path: str, body: Body) -> bool:
-        """Whether an object is what we wanted to put: an attempt whose answer was lost, perhaps behind our back."""
-        found = await self._read(path, 0, len(body) or None, None)
-        return isinstance(found, Read) and found.size == len(body) and found.data == body.joined()
+        """Whether an object is what we wanted to put: an attempt whose answer was lost."""
+        found = await self._read(path, 0, 1, None)
+        if not isinstance(found, Read) or found.size != len(body):
+            return False
+        at, token = 0, found.token
+        for part in body.parts(READ_BYTES):
+            found = await self._read(path, at, at + len(part), None)
+            if not isinstance(found, Read) or found.token != token or found.data != part.joined():
+                return False
+            at += len(part)
+        return True
 
     async def _upload(self, path: str, upload: Upload, parts: Sequence[tuple[int, Body]]) -> None:
         jobs = [
@@ -465,16 +425,17 @@ class ObjectStore(ABC):
             for number, body in parts
         ]
         try:
-            await _gather(jobs, self.parallel_parts)
+            await gather(jobs, self.parallel_parts)
         except BaseException:
             await self._abandon(path, upload)
             raise
 
-    async def _complete(self, path: str, upload: Upload, size: int) -> None:
+    async def _complete(self, path: str, upload: Upload) -> None:
         try:
             await self._attempts(upload.complete, path)
         except ConflictError as error:
-            raise AlreadyExistsError(f"{self.describe(path)} is there already", path=path) from error
+            await self._abandon(path, upload)
+            raise self._taken(path) from error
         except BaseException:
             await self._abandon(path, upload)
             raise
@@ -498,13 +459,11 @@ class _NewObject:
         self._held = bytearray()
         self._upload: Upload | None = None
         self._parts = 0
-        self._size = 0
         self._open = True
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         self._demand_open()
         body = Body(buffers)
-        self._size += len(body)
         if len(self._held) + len(body) < PART_BYTES:
             for view in body.views:
                 self._held += view
@@ -514,7 +473,8 @@ class _NewObject:
         numbered = []
         for part in body.parts(PART_BYTES):
             if len(part) < PART_BYTES:
-                self._held += part.joined()
+                for view in part.views:
+                    self._held += view
                 break
             self._parts += 1
             numbered.append((self._parts, part))
@@ -535,7 +495,7 @@ class _NewObject:
             return
         if len(rest):
             store._run(self._send([(self._parts + 1, rest)]))
-        store._run(store._complete(self._path, self._upload, self._size))
+        store._run(store._complete(self._path, self._upload))
 
     def abort(self) -> None:
         upload, self._upload = self._upload, None
@@ -556,22 +516,6 @@ class _Process:
         self.fs = fs
         self.pid = os.getpid()
         self.slots = asyncio.Semaphore(SLOTS)
-
-
-async def _gather(jobs: Sequence[Callable[[], Awaitable[None]]], workers: int = SLOTS) -> None:
-    """Do all of them, so many at a time; the first error ends the others."""
-    waiting = iter(jobs)
-
-    async def work() -> None:
-        for job in waiting:
-            await job()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(workers, len(jobs))):
-                group.create_task(work())
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from errors.exceptions[0].__cause__
 
 
 def _check_is_object(path: str) -> None:

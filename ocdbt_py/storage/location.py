@@ -58,6 +58,9 @@ _GENERIC = "ocdbt_py_backends.generic:GenericStorage"
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 _COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+_WEB = re.compile(r"(?:\A|::)https?://", re.IGNORECASE)
+"""URLs that are percent-encoded in any form, also at the end of a chain."""
+
 _OCDBT = re.compile(r"\|ocdbt(?::|$)")
 _VERSION = re.compile(r"v0*[1-9][0-9]*|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?Z")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -202,7 +205,7 @@ def _split(text: str) -> tuple[str, str | None, bytes]:
                 f"{safe_url(base)}|ocdbt:@{version}: after @ comes a generation (v3) or a time "
                 "(2026-01-31T12:00:00Z); a key prefix that begins with @ is spelled %40"
             )
-    if "://" in base:
+    if "://" in base and not _WEB.search(base):
         base = unquote(base, errors="surrogateescape")
     return base, version, unquote_to_bytes(rest.encode("utf-8", "surrogateescape"))
 

@@ -19,7 +19,7 @@ Three things are deliberate:
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -94,6 +94,8 @@ class Capabilities:
     writable: bool = False
     conditions_unproven: bool = False
     """``cas`` and ``create`` are what the protocol promises, but this endpoint may be a server that ignores them."""
+    endpoint: str = ""
+    """Host and port of the server, where URLs do not name it."""
     file_bytes: int = 0
     """Data files of about this size are written best; 0: the larger, the better."""
     parallel: int = 1
@@ -118,6 +120,9 @@ class Hold(Protocol):
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
         """As :meth:`Storage.write` for the held path."""
+
+    def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
+        """Begin such a write, with its wait for the disk; nobody sees anything before what is returned was called."""
 
 
 @runtime_checkable

@@ -62,6 +62,15 @@ def test_an_empty_directory_made_by_fsspec_is_listed_moved_and_deleted(root: str
     assert not fs.exists(f"{root}/z")
 
 
+def test_every_write_has_a_token_of_its_own_also_of_the_same_bytes(root: str) -> None:
+    storage = MemoryStorage()
+    path = f"{root}/f"
+    tokens = [storage.write(path, [b"same"]) for _ in range(30)]
+    storage.delete(path)
+    tokens.append(storage.write(path, [b"same"], ABSENT))
+    assert len(set(tokens)) == 31
+
+
 def test_a_file_replaced_through_fsspec_has_another_token(root: str) -> None:
     storage, fs = MemoryStorage(), fsspec.filesystem("memory")
     token = storage.write(f"{root}/f", [b"same"])

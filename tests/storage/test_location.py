@@ -23,6 +23,8 @@ from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, PathNotFound
 from ocdbt_py.storage import location
 from ocdbt_py.storage.location import Place, Settings, resolve, safe_url
 from ocdbt_py.testing.storage_suite import put
+from ocdbt_py_backends.block_cache import BlockCache
+from ocdbt_py_backends.caching import CachingStorage
 from ocdbt_py_backends.local import LocalStorage
 from ocdbt_py_backends.memory import MemoryStorage
 
@@ -199,11 +201,11 @@ def test_what_names_no_place(url: str) -> None:
         resolve(url)
 
 
-def test_a_url_that_pathlib_has_spoilt_is_noticed() -> None:
+def test_a_url_that_pathlib_has_spoilt_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidArgumentError, match="pathlib"):
         resolve(PurePosixPath("gs://bucket/checkpoint"))
-    with pytest.raises(UnsupportedError, match="gs://bucket/checkpoint"):
-        resolve(epath.Path("gs://bucket/checkpoint"))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # for which no credentials are looked for
+    assert resolve(epath.Path("gs://bucket/checkpoint")).url == "gs://bucket/checkpoint"
 
 
 def test_locking_is_one_of_three() -> None:
@@ -272,10 +274,46 @@ def test_an_unknown_scheme_is_named_with_what_can_be_done() -> None:
     with pytest.raises(UnsupportedError, match=r"unheard://host/path.*memory://.*entry point unheard") as caught:
         resolve("unheard://user:secret@host/path?token=secret", storage_options={"key": "secret"})
     assert "secret" not in str(caught.value)
-    with pytest.raises(UnsupportedError, match="simplecache"):
-        resolve("simplecache::memory://a")
-    with pytest.raises(UnsupportedError, match="reference://"):
-        resolve("a", fs=fsspec.filesystem("reference", fo={}, remote_protocol="memory"))
+    assert not resolve("a", fs=fsspec.filesystem("reference", fo={}, remote_protocol="memory")).storage.capabilities.cas
+
+
+@pytest.mark.parametrize("protocol", ["simplecache", "filecache", "blockcache", "cached"])
+def test_a_cache_stands_before_the_place_it_caches(protocol: str, in_directory: Path) -> None:
+    for url, below, path in (
+        (f"{protocol}::memory://a/b/", MemoryStorage(), "/a/b"),
+        (f"{protocol}::simplecache::memory://a", CachingStorage(MemoryStorage(), BlockCache()), "/a"),
+        (f"{protocol}::/a", LocalStorage(), "/a"),
+        (f"{protocol}::a", LocalStorage(), f"{in_directory}/a"),
+        (f"{protocol}::file:///a b%20c?d", LocalStorage(), "/a b%20c?d"),
+        (f"{protocol}::file:///a%20b|ocdbt:@v3/k", LocalStorage(), "/a b"),
+    ):
+        place = resolve(url)
+        assert place.storage == CachingStorage(below, BlockCache()), url
+        assert (place.path, place.url) == (path, below.describe(path))
+    assert not resolve(f"{protocol}::/a", settings=Settings(durable=False)).storage.capabilities.durable
+
+
+def test_a_cache_around_a_filesystem_or_in_one_is_a_cache(tmp_path: Path) -> None:
+    memory = MemoryFileSystem(global_store=False, skip_instance_cache=True)
+    cached = fsspec.filesystem("simplecache", fs=DirFileSystem("/a", memory), cache_storage=str(tmp_path))
+    for path, fs, expected in (
+        ("b", cached, "/a/b"),
+        ("simplecache://b", cached, "/a/b"),
+        ("c", DirFileSystem("b", cached), "/a/b/c"),
+    ):
+        place = resolve(path, fs=fs)
+        assert place.storage == CachingStorage(MemoryStorage(memory), BlockCache())
+        assert place.path == expected
+    options = {"simplecache": {"cache_storage": str(tmp_path)}}
+    place = resolve("dir://b/c::simplecache::memory://a", storage_options=options)
+    assert place.storage == CachingStorage(MemoryStorage(), BlockCache())
+    assert place.path == "/a/b/c"
+
+
+def test_a_web_address_stays_encoded_at_the_end_of_a_chain_too() -> None:
+    for url in ("https://host/a%20b", "simplecache::https://host/a%20b"):
+        place = resolve(f"{url}|ocdbt:@v3/")
+        assert place.path == resolve(url).path == resolve("https://host/a%20b").path
 
 
 @pytest.mark.parametrize(
@@ -286,6 +324,8 @@ def test_an_unknown_scheme_is_named_with_what_can_be_done() -> None:
         ("sftp://user:sec/ret@host/a", "sftp://host/a"),
         ("http://host:80/a:b@c", "http://host:80/a:b@c"),
         ("zip://a.txt::https://user:secret@host/a.zip?signature=secret", "zip://a.txt::https://host/a.zip"),
+        ("simplecache::s3://key:secret@bucket/a?versionId=secret", "simplecache::s3://bucket/a"),
+        ("dir://b::filecache::sftp://user:sec/ret@host/a", "dir://b::filecache::sftp://host/a"),
         ("/a?b@c#d", "/a?b@c#d"),
     ],
 )
@@ -316,7 +356,11 @@ def test_other_peoples_schemes_come_from_entry_points(monkeypatch: pytest.Monkey
 def test_the_facade_gives_the_backends() -> None:
     assert ocdbt_py.backends.LocalStorage is LocalStorage
     assert ocdbt_py.backends.MemoryStorage is MemoryStorage
-    assert dir(ocdbt_py.backends) == ["LocalStorage", "MemoryStorage"]
+    assert ocdbt_py.backends.CachingStorage is CachingStorage
+    named = {target.rpartition(":")[2] for target in location._BACKENDS.values()}
+    assert {*dir(ocdbt_py.backends)} == {*named, "GenericStorage"}
+    for name in dir(ocdbt_py.backends):
+        assert getattr(ocdbt_py.backends, name).__name__ == name
     with pytest.raises(AttributeError):
         _ = ocdbt_py.backends.NoSuchStorage
 
