@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ocdbt_py.array.codecs import Compressor
 from ocdbt_py.array.dtypes import dtype_from_name, zarr2_spelling
 from ocdbt_py.array.lazy import LazyArray
-from ocdbt_py.array.read import Request, read_array
+from ocdbt_py.array.read import Request, Values, read_array
 from ocdbt_py.array.spec import ArraySpec
 from ocdbt_py.array.write import encode_array
 from ocdbt_py.array.zarr2 import decode_zarray, encode_zarray
@@ -35,7 +35,7 @@ CHUNKS = [(5, 6), (5, 3), (2, 4), (8, 9), (1, 1)]
 COMPRESSORS = [None, *(Compressor(name, level) for name in ("zstd", "zlib", "gzip", "bz2") for level in (1, 9))]
 
 
-class Zarr(dict[bytes, bytes]):
+class Zarr(dict[bytes, bytes], Values):
     """The keys below an array's name, in a store of TensorStore's and here."""
 
     def __init__(self) -> None:

@@ -335,8 +335,8 @@ class Divided(FaultyStorage):
     def write(self, path: str, *arguments: Any, **named: Any) -> Any:
         return super().write(self._real(path), *arguments, **named)
 
-    def create(self, path: str) -> Any:
-        return super().create(self._real(path))
+    def put(self, path: str, buffers: Any) -> None:
+        super().put(self._real(path), buffers)
 
     def hold(self, path: str, timeout: float) -> Any:
         return super().hold(self._real(path), timeout)
@@ -394,9 +394,9 @@ class Recorded(FaultyStorage):
         self._note("write", path)
         return super().write(path, *arguments, **named)
 
-    def create(self, path: str) -> Any:
+    def put(self, path: str, buffers: Any) -> None:
         self._note("write", path)
-        return super().create(path)
+        super().put(path, buffers)
 
     def list(self, prefix: str, *, deep: bool = False) -> Iterator[Any]:
         self._note("list", prefix)

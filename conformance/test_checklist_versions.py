@@ -117,10 +117,10 @@ def test_the_newest_versions_are_listed_without_reading_the_older_ones(history: 
     for first in range(12, -1, -1):
         counting = FaultyStorage(place.storage)
         with open_place(replace(place, storage=counting)) as db:
-            opened = counting.operations["read"]
+            opened = counting.operations["read_many"]
             newest = since(db, lambda version, first=first: version.generation >= first)  # type: ignore[misc]
             assert [version.generation for version in newest] == list(range(11, max(first, 1) - 1, -1))
-            reads.append(counting.operations["read"] - opened)
+            reads.append(counting.operations["read_many"] - opened)
             if 1 <= first <= 11:
                 for bound in (history.times[first - 1], history.times[first - 1] - 1):
                     assert since(db, lambda version, bound=bound: version.commit_time_ns >= bound) == newest  # type: ignore[misc]

@@ -100,19 +100,38 @@ def test_a_flipped_byte_in_the_tree_is_found(checkpoint: Path, capsys: pytest.Ca
 
 
 @contextmanager
-def lying(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
-    """This library with one wrong answer: it flips the first byte of a value, or hides the last key."""
-    genuine = getattr(ocdbt_py.Database, name)
+def lying(monkeypatch: pytest.MonkeyPatch, what: str) -> Iterator[None]:
+    """This library with one wrong answer: it flips the first byte of a value ("values"), or hides the last key
+    ("keys")."""
+    scan = ocdbt_py.Database.scan
+    read_many, read_many_into = ocdbt_py.Database.read_many, ocdbt_py.Database.read_many_into
 
-    def wrong(self: ocdbt_py.Database, *arguments: Any, **options: Any) -> Any:
-        answer = list(genuine(self, *arguments, **options))
-        if name == "scan":
-            return iter(answer[:-1])
-        keys: Sequence[Any] = arguments[0]
-        return [_flipped(value) if _is_chunk(key) else value for key, value in zip(keys, answer, strict=True)]
+    def without_the_last(self: ocdbt_py.Database, *arguments: Any, **options: Any) -> Any:
+        return iter(list(scan(self, *arguments, **options))[:-1])
+
+    def flipped(self: ocdbt_py.Database, requests: Sequence[Any], *default: Any) -> Any:
+        answers = read_many(self, requests, *default)
+        return [_flipped(value) if _is_chunk(key) else value for key, value in zip(requests, answers, strict=True)]
+
+    def flipped_into(self: ocdbt_py.Database, requests: Sequence[Any], place: Any) -> Any:
+        buffers: list[memoryview | None] = []
+
+        def noted(sizes: Sequence[int | None]) -> Sequence[memoryview | None]:
+            buffers.extend(place(sizes))
+            return buffers
+
+        answers = read_many_into(self, requests, noted)
+        for key, buffer in zip(requests, buffers, strict=True):
+            if buffer is not None and _is_chunk(key):
+                buffer[0] ^= 1
+        return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(ocdbt_py.Database, name, wrong)
+        if what == "keys":
+            patch.setattr(ocdbt_py.Database, "scan", without_the_last)
+        else:
+            patch.setattr(ocdbt_py.Database, "read_many", flipped)
+            patch.setattr(ocdbt_py.Database, "read_many_into", flipped_into)
         yield
 
 
@@ -128,7 +147,7 @@ def test_a_value_that_only_we_read_otherwise_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ocdbt_py.save(tmp_path / "c", TREE, compression=None, durable=False)
-    with lying(monkeypatch, "read_many"):
+    with lying(monkeypatch, "values"):
         code, document = verify(tmp_path / "c", capsys)
     assert code == 1
     assert document["findings"] == [
@@ -140,7 +159,7 @@ def test_a_value_that_only_we_read_otherwise_is_found(
 def test_a_key_that_we_do_not_list_is_found(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lying(monkeypatch, "scan"):
+    with lying(monkeypatch, "keys"):
         code, document = verify(checkpoint, capsys)
     assert code == 1
     assert document["findings"] == [{"subject": "w/0.0", "problem": "only TensorStore lists this key"}]

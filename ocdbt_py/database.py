@@ -39,6 +39,7 @@ from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.keys_and_values import Key, encoded_key, full_pairs, value_buffer
 from ocdbt_py.storage.location import Place, Settings, resolve
+from ocdbt_py.storage.probing import prove_conditions
 from ocdbt_py.storage.protocol import Buffer
 from ocdbt_py.transaction import Transaction
 
@@ -143,10 +144,10 @@ def open_place(
         cache_bytes=cache_bytes,
         sources=sources or Sources(),
     )
-    _enter(engine, place, mode, options)
+    _enter(engine, place, mode, options, probe=options.probe and capabilities.conditions_unproven and not single_writer)
     if mode != "r" and not (capabilities.cas or single_writer):
         _check_numbered(engine, place)
-    fixed = None if pinned is None else engine.at(pinned)
+    fixed = None if pinned is None else engine.at(pinned, float("inf"))  # its manifest was read just now
     again = {
         "config": config,
         "write_options": options,
@@ -161,15 +162,17 @@ def _reopen(place: Place, mode: Mode, version: int | None, options: dict[str, An
     return open_place(replace(place, version=None), mode, version=version, **options)
 
 
-def _enter(engine: Engine, place: Place, mode: Mode, options: WriteOptions) -> None:
-    """Hold the place to what the mode says of it."""
+def _enter(engine: Engine, place: Place, mode: Mode, options: WriteOptions, *, probe: bool) -> None:
+    """Hold the place to what the mode says of it, and, before anything is written, the storage to its promises."""
     exists = engine.current().manifest is not None
     if mode == "x" and exists:
         raise AlreadyExistsError(f'{place.url} is a database already; mode "a" or "r+" opens it')
-    if exists or (mode in ("a", "x") and options.assume_config):
-        return
-    if mode in ("r", "r+"):
+    if not exists and mode in ("r", "r+"):
         raise _nothing_at(place)
+    if probe and mode != "r":
+        prove_conditions(place.storage, place.path)
+    if exists or options.assume_config:
+        return
     try:
         engine.create()
     except ConflictError:
@@ -244,6 +247,10 @@ class Database(Readable):
     def _fetch(self, ranges: Sequence[tuple[Location, int, int]]) -> list[bytes]:
         self._check_open()
         return self._engine.nodes.values(ranges)
+
+    def _fill(self, fillings: Sequence[tuple[Location, int, memoryview]]) -> None:
+        self._check_open()
+        self._engine.nodes.fill(fillings)
 
     # --- writing
 

@@ -17,11 +17,15 @@ from ocdbt_py.engine.tree import Found
 from ocdbt_py.errors import InvalidArgumentError, KeyNotFoundError
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.keys_and_values import Key, Request, encoded_key, size_of, value_range
+from ocdbt_py.storage.protocol import Buffer
 
 T = TypeVar("T")
 
 _BATCH_BYTES = 16 << 20
 """Of values, fetched and held at a time while iterating."""
+
+_UNPROVEN_BYTES = 64 << 20
+"""Memory of this size is set aside for a value because a tree says that it is so long; for more, its end is read."""
 
 _SHOWN_KEYS = 10
 
@@ -51,6 +55,10 @@ class Readable(MutableMapping[bytes, bytes]):
     @abstractmethod
     def _fetch(self, ranges: Sequence[tuple[Location, int, int]]) -> list[bytes]:
         """Bytes ``[start, stop)`` of each out-of-line value."""
+
+    @abstractmethod
+    def _fill(self, fillings: Sequence[tuple[Location, int, memoryview]]) -> None:
+        """As :meth:`_fetch`, from ``start`` on into each buffer."""
 
     # --- one key
 
@@ -125,6 +133,49 @@ class Readable(MutableMapping[bytes, bytes]):
         for i, data in zip(places, self._fetch(remote), strict=True):
             answers[i] = data
         return answers
+
+    def read_many_into(
+        self, requests: Sequence[Request], place: Callable[[Sequence[int | None]], Sequence[memoryview | None]]
+    ) -> list[Buffer | None]:
+        """As :meth:`read_many`, into the caller's memory.
+
+        Once all keys have been found, ``place`` is called with the size of each answer in bytes, None for absent keys.
+        It returns for each a writable buffer of that size and format ``B``, or None for an answer that is to be
+        returned in its place (the others return as None). After an error the buffers hold anything.
+        """
+        wanted = [request if isinstance(request, tuple) else (request, 0, None) for request in requests]
+        found = self._find([self._full(key) for key, _, _ in wanted])
+        bounds = [
+            (0, 0) if value is None else value_range(key, value, start, stop)
+            for (key, start, stop), value in zip(wanted, found, strict=True)
+        ]
+        self._prove(found, bounds)
+        sizes = [None if value is None else high - low for value, (low, high) in zip(found, bounds, strict=True)]
+        answers: list[Buffer | None] = [None] * len(wanted)
+        fillings: list[tuple[Location, int, memoryview]] = []
+        for i, (value, (low, high), buffer) in enumerate(zip(found, bounds, place(sizes), strict=True)):
+            if isinstance(value, Location):
+                if buffer is None:
+                    answers[i] = data = bytearray(high - low)
+                    buffer = memoryview(data)
+                if low < high:
+                    fillings.append((value, low, buffer))
+            elif value is not None and buffer is None:
+                answers[i] = value[low:high]
+            elif value is not None and buffer is not None:
+                buffer[:] = value[low:high]
+        self._fill(fillings)
+        return answers
+
+    def _prove(self, found: Sequence[Found], bounds: Sequence[tuple[int, int]]) -> None:
+        """Before memory is set aside for long values: are they there? A damaged tree may claim any length."""
+        ends = [
+            (value, high - 1, high)
+            for value, (low, high) in zip(found, bounds, strict=True)
+            if high - low > _UNPROVEN_BYTES and isinstance(value, Location)
+        ]
+        if ends:
+            self._fetch(ends)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.keys())

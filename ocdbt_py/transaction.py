@@ -109,6 +109,10 @@ class Transaction(Readable):
         self._check_running()
         return self._tree.nodes.values(ranges)
 
+    def _fill(self, fillings: Sequence[tuple[Location, int, memoryview]]) -> None:
+        self._check_running()
+        self._tree.nodes.fill(fillings)
+
     # --- writing
 
     def __setitem__(self, key: Key, value: Buffer) -> None:

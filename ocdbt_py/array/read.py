@@ -1,12 +1,14 @@
 """Read arrays, or slices of them, from anything that can look up many keys at once.
 
 One pass over a stream of *fetches* (a whole chunk, or a byte range of an uncompressed one) serves everything: one
-array or fifty thousand, whole or sliced. Fetches are grouped until they would hold ``budget`` bytes, each group is one
-``read_many``, its answers are checked, and only then is memory set aside for the arrays it belongs to. An array that
-takes several groups has all its chunk keys looked up first, without their bytes.
+array or fifty thousand, whole or sliced. Fetches are grouped until they would hold ``budget`` bytes, and each group is
+one ``read_many_into``. Memory is set aside for the arrays of a group once its chunks are known to be there and of the
+right size (when compressed: once they have been looked at). An array that takes several groups has all its chunk keys
+looked up first, without their bytes.
 
-A chunk that is its array, or fills consecutive memory of it, is decompressed into place; uncompressed bytes are copied
-once. Several large compressed chunks of a group are decompressed by a few threads, one per processor at most.
+Where bytes lie in the array as they are stored, the store fills it with them; a compressed chunk that is its array, or
+fills consecutive memory of it, is decompressed into place; other bytes are copied once. Several large compressed chunks
+of a group are decompressed by a few threads, one per processor at most.
 
 What may be wrong with the stored bytes is ``CorruptDataError`` naming the array and the chunk.
 """
@@ -14,7 +16,7 @@ What may be wrong with the stored bytes is ``CorruptDataError`` naming the array
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
@@ -28,7 +30,9 @@ from ocdbt_py.array.dtypes import low_bits
 from ocdbt_py.array.spec import ArraySpec, array_key
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, UnsupportedError
 
-__all__ = ["BUDGET", "ArrayRead", "Missing", "Request", "Values", "plan", "read_array", "read_arrays"]
+__all__ = ["BUDGET", "ArrayRead", "Buffer", "Missing", "Request", "Values", "plan", "read_array", "read_arrays"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 Request: TypeAlias = bytes | tuple[bytes, int, int | None]
 """A key, or (key, start, stop) for bytes ``[start, stop)`` of its value."""
@@ -36,10 +40,13 @@ Request: TypeAlias = bytes | tuple[bytes, int, int | None]
 Missing: TypeAlias = Literal["error", "fill"]
 """What a chunk that is not there means: damage, or that it holds nothing but the fill value."""
 
-BUDGET: Final = 64 << 20
-"""Bytes fetched at a time, unless one chunk alone is larger."""
+BUDGET: Final = 24 << 20
+"""Bytes fetched and held at a time, unless one chunk alone is larger; a store may need as much again on the way."""
 
-_REQUEST_COST = 4096  # bytes a fetch costs beside its data, so that a group of tiny chunks ends too
+_LANDING_SHARE = 4
+"""Bytes that go where they belong are held nowhere else: only one in so many counts, for what is on the way."""
+
+_REQUEST_COST = 1024  # bytes a fetch costs beside its data, so that a group of tiny chunks ends too
 _MOST_FILLED = 1 << 24  # chunks of one array that may be filled in; each has to be looked up
 _PROBED_AT_ONCE = 4096  # keys
 _THREAD_PAYS = 1 << 20  # decoded bytes of a group below which threads cost more than they gain
@@ -47,10 +54,28 @@ _LARGE_CHUNK = 64 << 10  # bytes; smaller ones are decoded where they are
 
 
 class Values(Protocol):
-    """Where the bytes come from. A :class:`~ocdbt_py.database.Database` is one."""
+    """Where the bytes come from. A :class:`~ocdbt_py.database.Database` is one.
+
+    A class of its own that inherits from this one needs :meth:`read_many` alone.
+    """
 
     def read_many(self, requests: Sequence[Request], default: None) -> Sequence[bytes | None]:
         """One answer per request, in order; ``default`` for a key that is not there."""
+
+    def read_many_into(
+        self, requests: Sequence[Request], place: Callable[[Sequence[int | None]], Sequence[memoryview | None]]
+    ) -> Sequence[Buffer | None]:
+        """Look the requests up, ask ``place`` once where the answers go, and put them there.
+
+        ``place`` is given the size of each answer in bytes, None for a key that is not there; it returns for each a
+        buffer of that size, or None. Answers without a buffer are returned, in their places.
+        """
+        answers = self.read_many(requests, None)
+        buffers = place([None if data is None else len(data) for data in answers])
+        for data, buffer in zip(answers, buffers, strict=True):
+            if data is not None and buffer is not None:
+                buffer[:] = data
+        return answers
 
 
 class ArrayRead(NamedTuple):
@@ -90,8 +115,9 @@ def read_arrays(
     held = 0
     for read in reads:
         array = _Unfinished(read, missing)
+        share = _LANDING_SHARE if read.spec.compressor is None and _lies_as_stored(read.spec) else 1
         for fetch in array.fetches():
-            cost = fetch.span.stop - fetch.span.start + _REQUEST_COST
+            cost = (fetch.span.stop - fetch.span.start) // share + _REQUEST_COST
             if group and held + cost > budget:
                 if group[-1].array is array:
                     array.demand_all_chunks(values)
@@ -221,16 +247,31 @@ class _Unfinished:
 
 
 def _fetch(values: Values, group: Sequence[_Fetch], decoder: Decoder) -> None:
-    """Make the requests of a group, check every answer, and only then place them."""
+    """Make the requests of a group: bytes go where they belong, or are checked and then placed."""
     if not group:
         return
-    answers = _look_up(values, group)
+    sizes: Sequence[int | None] = ()
+    buffers: list[memoryview | None] = []
+
+    def place(found: Sequence[int | None]) -> Sequence[memoryview | None]:
+        nonlocal sizes
+        sizes = found
+        for fetch, size in zip(group, sizes, strict=True):
+            _check_size(fetch, size)
+        buffers.extend(_landing(fetch, size) for fetch, size in zip(group, sizes, strict=True))
+        return buffers
+
+    answers = _look_up(values, group, place)
     for fetch, data in zip(group, answers, strict=True):
-        _check(fetch, data)
-    in_threads: list[tuple[_Fetch, bytes, NDArray[Any]]] = []
-    for fetch, data in zip(group, answers, strict=True):
+        if data is not None and fetch.array.spec.compressor is not None:
+            _check_compressed(fetch, data)
+    in_threads: list[tuple[_Fetch, Buffer, NDArray[Any]]] = []
+    for fetch, size, buffer, data in zip(group, sizes, buffers, answers, strict=True):
+        if buffer is not None:
+            _check_elements(fetch, buffer)
+            continue
         target = fetch.array.part(fetch.span.target)
-        if data is None:
+        if size is None or data is None:
             fetch.array.fill(target)
         elif fetch.array.spec.compressor is not None and fetch.span.stop >= _LARGE_CHUNK:
             in_threads.append((fetch, data, target))
@@ -247,9 +288,11 @@ def _fetch(values: Values, group: Sequence[_Fetch], decoder: Decoder) -> None:
         future.result()
 
 
-def _look_up(values: Values, group: Sequence[_Fetch]) -> Sequence[bytes | None]:
+def _look_up(
+    values: Values, group: Sequence[_Fetch], place: Callable[[Sequence[int | None]], Sequence[memoryview | None]]
+) -> Sequence[Buffer | None]:
     try:
-        return values.read_many([fetch.request for fetch in group], None)
+        return values.read_many_into([fetch.request for fetch in group], place)
     except InvalidArgumentError as error:
         # A database refuses a range beyond the value's end: for a caller a mistake, here the stored value is too short.
         short = [fetch for fetch in group if fetch.key == error.key]
@@ -258,47 +301,68 @@ def _look_up(values: Values, group: Sequence[_Fetch]) -> Sequence[bytes | None]:
         raise short[0].error(f"it is shorter than the array's metadata says ({error.message})") from error
 
 
-def _check(fetch: _Fetch, data: bytes | None) -> None:
-    if data is None:
+def _check_size(fetch: _Fetch, size: int | None) -> None:
+    if size is None:
         if fetch.array.missing == "error":
             raise _missing_chunk(fetch.array.name, fetch.key)
-        return
-    compressor, size = fetch.array.spec.compressor, fetch.span.stop - fetch.span.start
-    if compressor is None:
-        if len(data) != size:
-            raise fetch.error(f"it has {len(data)} bytes where the array's metadata says {size}")
-        return
+    elif fetch.array.spec.compressor is None and size != fetch.span.stop - fetch.span.start:
+        wanted = fetch.span.stop - fetch.span.start
+        raise fetch.error(f"it has {size} bytes where the array's metadata says {wanted}")
+
+
+def _check_compressed(fetch: _Fetch, data: Buffer) -> None:
+    compressor = fetch.array.spec.compressor
+    assert compressor is not None
     try:
-        refuse_impossible(compressor, data, size)
+        refuse_impossible(compressor, data, fetch.span.stop - fetch.span.start)
     except ValueError as error:
         raise fetch.error(str(error)) from error
 
 
-def _place(fetch: _Fetch, data: bytes, target: NDArray[Any], decoder: Decoder) -> None:
+def _landing(fetch: _Fetch, size: int | None) -> memoryview | None:
+    """The memory of the array that holds the answer as it is stored, where there is such; sets the array's aside."""
+    spec = fetch.array.spec
+    if size is None or spec.compressor is not None or not _lies_as_stored(spec):
+        return None
+    target = fetch.array.part(fetch.span.target)
+    # As many bytes as are fetched, so all of these are wanted, and both are in C order.
+    if target.nbytes != size or not target.flags.c_contiguous:
+        return None
+    return target.reshape(-1).view(np.uint8).data
+
+
+def _lies_as_stored(spec: ArraySpec) -> bool:
+    """Whether elements of a decoded chunk are those in memory, in C order."""
+    return spec.stored_dtype.isnative and (spec.order == "C" or spec.ndim <= 1) and low_bits(spec.dtype) is None
+
+
+def _check_elements(fetch: _Fetch, stored: memoryview) -> None:
+    if fetch.array.spec.dtype.kind == "b" and len(stored) and np.frombuffer(stored, np.uint8).max() > 1:
+        raise fetch.error("it holds bytes that are neither false nor true")
+
+
+def _place(fetch: _Fetch, data: Buffer, target: NDArray[Any], decoder: Decoder) -> None:
     """Decode a chunk, and copy what is wanted of it to its part of the box, where it is not decoded in place."""
     array, span = fetch.array, fetch.span
     spec = array.spec
-    stored = spec.stored_dtype
-    content: bytes | memoryview = data
+    content = data
     in_place = False
     if spec.compressor is not None:
-        in_place = (
-            target.nbytes == span.stop
-            and target.flags.c_contiguous
-            and stored.isnative
-            and (spec.order == "C" or spec.ndim <= 1)
-        )
+        in_place = target.nbytes == span.stop and target.flags.c_contiguous and _lies_as_stored(spec)
         decoded = target if in_place else _allocate(array.name, (span.stop,), np.dtype(np.uint8))
         content = decoded.reshape(-1).view(np.uint8).data
         try:
             decoder.decode_into(spec.compressor, data, content)
         except ValueError as error:
             raise fetch.error(str(error)) from error
-    elements = target if in_place else np.ndarray(span.shape, stored, content, span.offset, span.strides)
+    if in_place:
+        _check_elements(fetch, memoryview(content))
+        return
+    elements = np.ndarray(span.shape, spec.stored_dtype, content, span.offset, span.strides)
     mask = low_bits(spec.dtype)
     if mask is not None:
         np.bitwise_and(elements, mask, out=target)
-    elif not in_place:
+    else:
         target[...] = elements
     if spec.dtype.kind == "b" and target.max() > 1:
         raise fetch.error("it holds bytes that are neither false nor true")

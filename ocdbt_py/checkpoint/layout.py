@@ -24,6 +24,7 @@ from ocdbt_py.checkpoint.metadata import (
 )
 from ocdbt_py.errors import CorruptDataError, NotFoundError, PathNotFoundError
 from ocdbt_py.format.manifest import MANIFEST_NAME, parse_numbered_manifest_name
+from ocdbt_py.storage.background import each
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Read, Storage
 
@@ -55,6 +56,7 @@ _REPLACED = f"{TEMPORARY}-replaced"
 _MSGPACK = "checkpoint"
 _V1_MARKER = "orbax.checkpoint"
 _STEP_NAME = re.compile(r"(.+_)?[0-9]+", re.ASCII | re.DOTALL)
+_PROBED_AT_ONCE = 8
 _LOOKED_INTO = 8
 """So many directories are opened to tell what the others of their kind are."""
 
@@ -155,25 +157,29 @@ def identify(place: Place) -> Layout:
 def is_finished(layout: Layout) -> bool:
     """Whether its writer committed it.
 
-    Where directories are renamed: by its own name and its step's. Elsewhere: by the marker, its own or its step's; or,
-    when it was copied there without one, by the commit time in ``_CHECKPOINT_METADATA``.
+    Where directories are renamed: by its own name and its step's. Elsewhere: by its marker, or, when it was copied
+    there without one, by the commit time in its ``_CHECKPOINT_METADATA``; an item that has neither, by its step's.
     """
     place = layout.place
     above, _, name = place.path.rpartition("/")
     if place.storage.capabilities.rename:
         return TEMPORARY not in name and TEMPORARY not in above.rpartition("/")[2]
-    if COMMIT_MARKER in layout.names or _has_commit_time(place):
+    if COMMIT_MARKER in layout.names:
         return True
+    has_time = _has_commit_time(place) if CHECKPOINT_METADATA in layout.names else None
+    if has_time is not None:
+        return has_time  # its own word counts: it is perhaps being replaced, in a step that was finished long ago
     step = replace(place, path=above, url=place.storage.describe(above))
-    return read_file(step, COMMIT_MARKER) is not None or _has_commit_time(step)
+    return read_file(step, COMMIT_MARKER) is not None or _has_commit_time(step) is True
 
 
-def _has_commit_time(place: Place) -> bool:
+def _has_commit_time(place: Place) -> bool | None:
+    """Whether ``_CHECKPOINT_METADATA`` says when it was committed; None where it cannot be read."""
     data = read_file(place, CHECKPOINT_METADATA)
     try:
-        return data is not None and decode_checkpoint_metadata(data).commit_time_ns is not None
+        return None if data is None else decode_checkpoint_metadata(data).commit_time_ns is not None
     except CorruptDataError:
-        return False
+        return None
 
 
 def _names(place: Place) -> frozenset[str]:
@@ -182,15 +188,24 @@ def _names(place: Place) -> frozenset[str]:
     if storage.capabilities.list:
         start = len(place.path) + 1
         return frozenset(item.path[start:] for item in storage.list(place.path + "/"))
-    found = {name for name in _KNOWN_FILES if _is_file(storage, f"{place.path}/{name}")}
-    items: Iterable[str] = ()
-    if METADATA not in found and MANIFEST_NAME not in found:
-        items = {*_KNOWN_ITEMS, *_recorded_items(place)}
-    return frozenset(found | {f"{item}/" for item in items if _names_no_deeper(place, item)})
+    found = _present(place, _KNOWN_FILES)
+    if METADATA in found or MANIFEST_NAME in found:
+        return frozenset(found)
+    items = {*_KNOWN_ITEMS, *_recorded_items(place)}
+    inside = _present(place, [f"{item}/{name}" for item in items for name in (METADATA, *JSON_FILES)])
+    return frozenset(found | {f"{item}/" for item in items if any(name.startswith(f"{item}/") for name in inside)})
 
 
-def _names_no_deeper(place: Place, item: str) -> bool:
-    return any(_is_file(place.storage, f"{place.path}/{item}/{name}") for name in (METADATA, *JSON_FILES))
+def _present(place: Place, names: Iterable[str]) -> set[str]:
+    """Those of the files that are there; asked for together, for each answer takes its time."""
+    found: set[str] = set()
+
+    def look(name: str) -> None:
+        if _is_file(place.storage, f"{place.path}/{name}"):
+            found.add(name)
+
+    each(look, names, _PROBED_AT_ONCE)
+    return found
 
 
 def _recorded_items(place: Place) -> Iterable[str]:

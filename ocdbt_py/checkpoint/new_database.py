@@ -26,7 +26,6 @@ CONFIG = Config(max_inline_value_bytes=1024, max_decoded_node_bytes=100_000_000)
 """What Orbax stores ("OCDBT settings"); the rest is the format's defaults."""
 
 _ALIGNMENT = 64
-_ZEROS = bytes(_ALIGNMENT)
 
 
 class NewDatabase:
@@ -38,9 +37,11 @@ class NewDatabase:
         self._nodes = Nodes(storage, base, cache_bytes=0)
         self._files = DataFiles(storage, base, self._options.target_data_file_size)
         self._mutations = Mutations()
+        self.files: list[str] = []
+        """Paths of the data files, once :meth:`finish` has returned."""
 
-    def put(self, key: bytes, value: Buffer) -> None:
-        """Store a value. It must not change before :meth:`finish`.
+    def put(self, key: bytes, value: Buffer, *, borrowed: bool = False) -> None:
+        """Store a value. It must not change before :meth:`finish`; ``borrowed``: its memory is there anyway till then.
 
         Values too long to stand in the tree begin on multiples of 64 bytes, so that arrays can be mapped in place.
         """
@@ -48,11 +49,7 @@ class NewDatabase:
             self._mutations.put(key, value)
             return
         prefix = self._options.value_data_prefix
-        location = self._files.append(prefix, value)
-        self._mutations.put(key, location)
-        rest = -len(value) % _ALIGNMENT
-        if rest and location.offset + len(value) < self._options.target_data_file_size:  # else the next file begins
-            self._files.append(prefix, _ZEROS[:rest])
+        self._mutations.put(key, self._files.append(prefix, value, borrowed=borrowed, alignment=_ALIGNMENT))
 
     def finish(self) -> bytes:
         """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written."""
@@ -61,6 +58,7 @@ class NewDatabase:
         prefix = options.btree_node_data_prefix
         root = Rewriter(self._nodes, self._config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
         self._files.flush()
+        self.files = self._files.keep()
         version = VersionEntry(
             generation=1,
             root_height=root.height,
@@ -74,4 +72,5 @@ class NewDatabase:
 
     def abort(self) -> None:
         """Remove what was written, as far as the storage lets us."""
+        self._files.disown(self.files)
         self._files.abort()

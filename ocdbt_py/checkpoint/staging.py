@@ -10,24 +10,41 @@ commit. To replace a checkpoint takes two renames, the old one out of the way an
 A crash in the middle column leaves no checkpoint under the name, but the old one whole beside it. Readers say so, and
 the next save there begins by renaming it back; nothing is ever removed while it is the only one.
 
-**Elsewhere** (object stores) files are written under their final names, ``commit_success.txt`` last. To replace a
-checkpoint, the new data files, whose names are random, are written beside the old ones first; then the old marker and
-commit time go, the few files with fixed names are exchanged, the new marker is put, and the old data goes last. A
-reader in between finds an unfinished checkpoint, and never one made of both.
+**Elsewhere** (object stores) files are written under their final names, ``commit_success.txt`` last. A place that was
+empty is claimed first, by ``_CHECKPOINT_METADATA`` without a commit time. To replace a checkpoint, the new data files,
+whose names are random, are written beside the old ones first; then the old marker and commit time go, the few files
+with fixed names are exchanged, the new marker is put, and the old data goes last::
+
+    commit_success.txt       old   -     -       -                 -           new   new
+    _CHECKPOINT_METADATA     old   old   begun   begun             new         new   new
+    files with fixed names   old   old   old     some old or new   new         new   new
+    data files               both  both  both    both              both        both  new
+
+A reader of the first two columns finds the old checkpoint, of the last three the new one, and in between an unfinished
+one: never one made of both. A save that fails removes what it wrote itself, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from ocdbt_py.checkpoint.layout import TEMPORARY, Kind, Layout, identify, replaced_path, temporary_path
-from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, COMMIT_MARKER, METADATA, commit_text
-from ocdbt_py.errors import AlreadyExistsError, InvalidArgumentError, OcdbtError, UnsupportedError
+from ocdbt_py.checkpoint.layout import TEMPORARY, Kind, Layout, identify, read_file, replaced_path, temporary_path
+from ocdbt_py.checkpoint.metadata import ARRAY_METADATAS, CHECKPOINT_METADATA, COMMIT_MARKER, METADATA, commit_text
+from ocdbt_py.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidArgumentError,
+    OcdbtError,
+    StorageError,
+    UnsupportedError,
+)
+from ocdbt_py.storage.background import each
 from ocdbt_py.storage.location import Place
+from ocdbt_py.storage.protocol import ABSENT, ANY
 
 __all__ = ["Staging", "stage"]
 
@@ -39,8 +56,8 @@ class Staging(Protocol):
     def place(self) -> Place:
         """Where data files are to be written now."""
 
-    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes) -> None:
-        """Write the small files and make the checkpoint seen, with all that lies at :attr:`place`."""
+    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
+        """Write the small files and make the checkpoint seen; ``data_files`` are the paths written already."""
 
     def __enter__(self) -> Self: ...
 
@@ -131,8 +148,9 @@ class _Renamed:
             with suppress(OcdbtError):  # the first error is the one that matters
                 self._storage.delete(f"{self.place.path}/")
 
-    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes) -> None:
-        _write_all(self.place, files, checkpoint_metadata, self._final.url)
+    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
+        _write_small(self.place, files)
+        _commit(self.place, checkpoint_metadata, self._final.url)
         storage, path = self._storage, self._final.path
         if not self._exists:
             storage.rename(self.place.path, path)
@@ -156,14 +174,17 @@ class _Marked:
     def __init__(self, final: Place, exists: bool, begun: bytes) -> None:
         self.place = final
         self._storage = final.storage
+        self._base = f"{final.path}/"
         self._begun = begun
         self._exists = exists
         self._exchanging = False
-        self._old = {item.path for item in self._storage.list(f"{final.path}/", deep=True)} if exists else set()
+        self._committing = False
+        self._written: list[str] = []
+        self._old = {item.path for item in self._storage.list(self._base, deep=True)} if exists else set()
 
     def __enter__(self) -> Self:
         if not self._exists:
-            self._unmark()
+            self._claim()
         return self
 
     def __exit__(
@@ -171,35 +192,70 @@ class _Marked:
     ) -> None:
         if kind is not None and not self._exchanging:  # after that, what is left of the old one is worth nothing
             with suppress(OcdbtError):
-                self._remove_new()
+                self._withdraw()
 
-    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes) -> None:
+    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
+        self._written += data_files
         if self._exists:
+            self._storage.delete(self._base + COMMIT_MARKER)
             self._exchanging = True
-            self._unmark()
-        _write_all(self.place, files, checkpoint_metadata, self.place.url)
-        kept = {f"{self.place.path}/{name}" for name in (*files, CHECKPOINT_METADATA, COMMIT_MARKER)}
+            self._storage.write(self._base + CHECKPOINT_METADATA, [self._begun])
+        superseded = self._old - {self._base + name for name in (*files, CHECKPOINT_METADATA, COMMIT_MARKER)}
+        small = {path for path in superseded if self._has_fixed_name(path)}
+        self._written += (self._base + name for name in files)
+        _write_small(self.place, files)
+        self._delete(small)  # beside the new files, they would be taken for the new checkpoint's
+        self._committing = True
+        _commit(self.place, checkpoint_metadata, self.place.url)
         with suppress(OcdbtError):  # the new one is complete, and refers to nothing of the old
-            self._delete(self._old - kept)
+            self._delete(superseded - small)
 
-    def _unmark(self) -> None:
-        """From here on, what is there is not finished."""
-        self._storage.delete(f"{self.place.path}/{COMMIT_MARKER}")
-        self._storage.write(f"{self.place.path}/{CHECKPOINT_METADATA}", [self._begun])
+    def _claim(self) -> None:
+        """Say that a checkpoint is being written here, where nothing is; of two who do at once, one is refused."""
+        path = self._base + CHECKPOINT_METADATA
+        condition = ABSENT if self._storage.capabilities.create else ANY
+        try:
+            self._storage.write(path, [self._begun], condition)
+        except (ConflictError, StorageError) as error:
+            if not isinstance(error, ConflictError) and error.kind != "ambiguous":
+                raise
+            found = read_file(self.place, CHECKPOINT_METADATA)
+            if found is None:
+                raise
+            if found != self._begun:  # else it was ours, and only the answer was lost
+                raise AlreadyExistsError(
+                    f"Another save to {self.place.url} began in the same moment; save to another place",
+                    url=self.place.url,
+                ) from error
 
-    def _remove_new(self) -> None:
-        base = f"{self.place.path}/"
-        new = {item.path for item in self._storage.list(base, deep=True)} - self._old
-        first = base + COMMIT_MARKER  # while it is there, the rest counts
-        self._delete(sorted(new, key=lambda path: path != first))
+    def _has_fixed_name(self, path: str) -> bool:
+        """Whether this is one of the small files, which lie at the top, and not data in a directory."""
+        name = path.removeprefix(self._base)
+        return "/" not in name or name.startswith(f"{ARRAY_METADATAS}/")
 
-    def _delete(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            self._storage.delete(path)
+    def _withdraw(self) -> None:
+        """Remove what was written; what says that it is unfinished goes last."""
+        if self._committing:
+            self._storage.delete(self._base + COMMIT_MARKER)
+            self._storage.write(self._base + CHECKPOINT_METADATA, [self._begun])
+        self._delete(self._written)
+        if not self._exists:
+            self._storage.delete(self._base + CHECKPOINT_METADATA)
+
+    def _delete(self, paths: Sequence[str] | set[str]) -> None:
+        each(self._storage.delete, paths, self._storage.capabilities.parallel)
 
 
-def _write_all(place: Place, files: Mapping[str, bytes], checkpoint_metadata: bytes, url: str) -> None:
-    """The small files; last the two that say that all the others are there."""
-    last = {CHECKPOINT_METADATA: checkpoint_metadata, COMMIT_MARKER: commit_text(url)}
-    for name, data in {**files, **last}.items():
+def _write_small(place: Place, files: Mapping[str, bytes]) -> None:
+    """The files with fixed names, in no order."""
+
+    def write(name: str) -> None:
+        place.storage.write(f"{place.path}/{name}", [files[name]])
+
+    each(write, files, place.storage.capabilities.parallel)
+
+
+def _commit(place: Place, checkpoint_metadata: bytes, url: str) -> None:
+    """The two files that say that all the others are there."""
+    for name, data in ((CHECKPOINT_METADATA, checkpoint_metadata), (COMMIT_MARKER, commit_text(url))):
         place.storage.write(f"{place.path}/{name}", [data])

@@ -7,6 +7,7 @@ maps of the data files where the caller wants that and the bytes allow it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,7 @@ class StoredTree:
     @classmethod
     def _of_database(cls, place: Place) -> StoredTree:
         """A database without ``_METADATA``: every array in it is a leaf, by its whole name."""
-        database = open_place(place).snapshot()
+        database = _snapshot(place)
         names = []
         for key in database.keys():  # noqa: SIM118  (one ordered pass over one version)
             text = key.decode("utf-8", "surrogateescape")
@@ -314,7 +315,12 @@ def _open_database(layout: Layout, metadata: TreeMetadata) -> Database:
             path=MANIFEST_NAME,
             url=place.url,
         )
-    return open_place(place).snapshot()
+    return _snapshot(place)
+
+
+def _snapshot(place: Place) -> Database:
+    """What the database holds now: its manifest, read once."""
+    return open_place(place, max_staleness=math.inf).snapshot()
 
 
 def _is_mappable(spec: ArraySpec) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ocdbt_py.format.btree import InteriorNode, LeafNode
 from ocdbt_py.format.datafile import DataFileId, Location
-from ocdbt_py.format.key_column import LARGE, KeyColumn, key_lengths, merge_keys
+from ocdbt_py.format.key_column import LONG, KeyColumn, key_lengths, merge_keys
 
 LEAF_ENTRY_BYTES = 16
 INDIRECT_VALUE_BYTES = 16
@@ -69,8 +69,8 @@ def interior_of(children: Sequence[Child], height: int) -> InteriorNode:
 
 
 def packed(node: Node) -> Node:
-    """The same with the keys of a large leaf as a column; ``InvalidArgumentError`` unless they are increasing."""
-    if isinstance(node, LeafNode) and len(node.keys) > LARGE and not isinstance(node.keys, KeyColumn):
+    """The same with the keys of a long leaf as a column; ``InvalidArgumentError`` unless they are increasing."""
+    if isinstance(node, LeafNode) and len(node.keys) > LONG and not isinstance(node.keys, KeyColumn):
         return replace(node, keys=KeyColumn.of(node.keys))
     return node
 
@@ -81,15 +81,17 @@ def merge(node: Node, keep: NDArray[np.bool_], new: Node, places: NDArray[np.int
     It comes out with no more files, and a leaf with no more inline bytes, than it needs: nodes are kept and merged into
     again, commit after commit.
     """
-    count = len(node.keys)
-    order = np.insert(np.arange(count), places, count + np.arange(len(places)))
-    order = order[np.concatenate((keep, np.ones(len(places), bool)))[order]]
+    kept, added = keep.nonzero()[0], np.arange(len(places))
+    is_new = np.zeros(len(kept) + len(places), bool)
+    is_new[kept.searchsorted(places) + added] = True
+    order = np.empty(len(is_new), np.int64)
+    order[is_new], order[~is_new] = added + len(node.keys), kept
     keys = merge_keys(node.keys, new.keys, order)
-    file_ids = np.concatenate((node.file_ids, np.where(new.file_ids == INLINE, INLINE, new.file_ids + len(node.files))))
+    new_is_inline = new.file_ids == INLINE
+    file_ids = np.concatenate((node.file_ids, np.where(new_is_inline, INLINE, new.file_ids + len(node.files))))
     file_ids, files = _used(file_ids[order], node.files + new.files)
     if isinstance(node, LeafNode) and isinstance(new, LeafNode):
-        offsets = np.where(new.file_ids == INLINE, new.offsets + len(node.inline), new.offsets)
-        offsets = np.concatenate((node.offsets, offsets))[order]
+        offsets = np.concatenate((node.offsets, new.offsets + new_is_inline * len(node.inline)))[order]
         lengths = np.concatenate((node.lengths, new.lengths))[order]
         offsets, inline = _compact(file_ids == INLINE, offsets, lengths, node.inline + new.inline)
         return LeafNode(keys=keys, lengths=lengths, file_ids=file_ids, offsets=offsets, inline=inline, files=files)
@@ -103,6 +105,8 @@ def _used(
     file_ids: NDArray[np.int64], files: tuple[DataFileId, ...]
 ) -> tuple[NDArray[np.int64], tuple[DataFileId, ...]]:
     """The files that are referred to, and their new numbers."""
+    if not files:
+        return file_ids, files
     used = np.bincount(file_ids[file_ids != INLINE], minlength=len(files)).nonzero()[0]
     if len(used) == len(files):
         return file_ids, files
@@ -115,14 +119,15 @@ def _compact(
     is_inline: NDArray[np.bool_], offsets: NDArray[np.int64], lengths: NDArray[np.int64], data: bytes
 ) -> tuple[NDArray[np.int64], bytes]:
     """Inline values one after the other, and their new offsets. Long runs of them lie so already, and move as one."""
-    sizes = np.where(is_inline, lengths, 0)
     starts = offsets[is_inline]
+    if not len(starts):
+        return offsets, b""
+    sizes = lengths * is_inline
     stops = starts + lengths[is_inline]
-    breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
-    first = [0, *breaks.tolist()] if len(starts) else []
-    last = [*(breaks - 1).tolist(), len(starts) - 1]
-    pieces = [data[int(starts[a]) : int(stops[b])] for a, b in zip(first, last, strict=False)]
-    return np.where(is_inline, np.cumsum(sizes) - sizes, offsets), b"".join(pieces)
+    breaks = (starts[1:] != stops[:-1]).nonzero()[0]
+    runs = zip([int(starts[0]), *starts[breaks + 1].tolist()], [*stops[breaks].tolist(), int(stops[-1])], strict=True)
+    inline = b"".join([data[start:stop] for start, stop in runs])
+    return np.where(is_inline, sizes.cumsum() - sizes, offsets), inline
 
 
 def cut(node: Node, start: int, stop: int) -> Node:

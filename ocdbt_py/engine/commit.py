@@ -3,15 +3,19 @@
     stage the values (long ones go into data files)
     repeat until the time is up:
         queue for the manifest, where the storage can; load it
-        rewrite the tree, append the version, close and sync the data files
+        rewrite the tree, append the version, begin to write the manifest where nobody sees it
+        close and sync the data files
         replace the manifest if it is still the one loaded
 
 A crash at any point leaves the old version or the new one, whole, and at worst data files that nothing refers to.
 Values staged for a failed attempt are used by the next one; its nodes stay behind as garbage.
 
-A storage may lose the answer to the last step (``StorageError`` of kind ``ambiguous``). Whether it happened shows in
-the history, where the version either is or is not ours; while neither is certain, the commit is tried again, and
-before each attempt the earlier ones are looked for.
+A storage may lose the answer to the last step (``StorageError`` of kind ``ambiguous``), and where writers do not queue
+even a ``ConflictError`` may be wrong: a client that repeats a request whose answer was lost is told that its condition
+does not hold, which its own first request has changed. Whether it happened shows in the history, where the version
+either is or is not ours; while neither is certain, the commit is tried again, and before each attempt the earlier ones
+are looked for. A manifest that is replaced under a condition settles it for good: once it holds another version of the
+same number, ours can never come.
 """
 
 from __future__ import annotations
@@ -31,7 +35,14 @@ from ocdbt_py.engine.options import Config, WriteOptions
 from ocdbt_py.engine.rewrite import EMPTY, Rewriter, Root
 from ocdbt_py.engine.tree import NO_VERSION, Tree
 from ocdbt_py.engine.versions import append, by_generation, root_of
-from ocdbt_py.errors import ConflictError, NotFoundError, StorageError, WaitTimeoutError
+from ocdbt_py.errors import (
+    ConfigMismatchError,
+    ConflictError,
+    NotFoundError,
+    OcdbtError,
+    StorageError,
+    WaitTimeoutError,
+)
 from ocdbt_py.format.config import ManifestKind, StoredConfig
 from ocdbt_py.format.manifest import Manifest
 from ocdbt_py.format.versions import VersionEntry
@@ -105,8 +116,32 @@ class Unmet(Exception):
 
 def create(target: Target) -> Seen:
     """Make a database that holds generation 1, empty. :class:`ConflictError` when another writer was faster."""
-    manifest = Manifest(target.new_config(), (target.next_version(None, EMPTY),), ())
-    return target.manifests.replace(Seen(None, None), manifest)
+    config = target.new_config()
+    version = target.next_version(None, EMPTY)
+    seen = Seen(None, None)
+    deadline = time.monotonic() + target.options.commit_timeout
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return target.manifests.begin(seen, Manifest(config, (version,), ()))()
+        except (ConflictError, StorageError) as error:
+            if not isinstance(error, ConflictError) and error.kind != "ambiguous":
+                raise
+            # Perhaps it happened all the same; the configuration has a number of its own, and the version our time.
+            try:
+                seen = target.manifests.load(None)
+            except ConfigMismatchError:
+                raise error from None
+            if seen.manifest is not None:
+                is_ours = seen.manifest.config == config
+                if is_ours and by_generation(seen.manifest, 1, target.nodes) == version:
+                    return seen
+                if not is_ours or seen.manifest.latest is not None:
+                    raise ConflictError("Another writer has just created the database", kind="condition") from error
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def commit(target: Target, mutations: Mutations, seen: Seen, condition: Condition | None) -> Committed:
@@ -114,7 +149,8 @@ def commit(target: Target, mutations: Mutations, seen: Seen, condition: Conditio
 
     ``condition`` is asked about the tree they will be applied to; :class:`Unmet` if it raises. A commit that changes
     nothing adds no version. After ``commit_timeout`` seconds: :class:`ConflictError` (kind ``contention``). An error
-    means that nothing changed, unless the storage failed in the very act of replacing the manifest.
+    means that nothing changed, but for :class:`StorageError` from the very act of replacing the manifest: of kind
+    ``ambiguous`` where nobody knows, of kind ``not-durable`` where it happened.
     """
     options = target.options
     data_files = DataFiles(target.storage, target.base, options.target_data_file_size, target.sources.names)
@@ -128,6 +164,17 @@ def commit(target: Target, mutations: Mutations, seen: Seen, condition: Conditio
     except BaseException:
         data_files.abort()
         raise
+
+
+class _Uncertain(NamedTuple):
+    """An attempt of which nobody knows yet whether it succeeded: its version, and the files that only it names.
+
+    ``settled_by_another``: another version of its number in the history proves that it did not, nor ever will.
+    """
+
+    version: VersionEntry
+    files: list[str]
+    settled_by_another: bool
 
 
 class _Commit:
@@ -149,7 +196,7 @@ class _Commit:
         self._condition = condition
         self._data_files = data_files
         self._assumed = assumed
-        self._uncertain: list[VersionEntry] = []
+        self._uncertain: list[_Uncertain] = []
 
     def repeat(self, seen: Seen) -> Seen:
         """Attempt until it is done or the time is up."""
@@ -160,12 +207,18 @@ class _Commit:
             try:
                 with self._target.manifests.hold(max(0.0, deadline - time.monotonic())) as hold:
                     seen = self._target.manifests.load(seen)
-                    if any(self._is_there(version, seen) for version in self._uncertain):
+                    if self._is_done(seen):
                         return seen
                     return self._attempt(seen, hold)
-            except (ConflictError, WaitTimeoutError) as conflict:
-                if time.monotonic() + pause > deadline:
-                    raise self._given_up(timeout) from conflict
+            except (ConflictError, WaitTimeoutError) as error:
+                conflict = error
+            except OcdbtError as error:
+                is_known = isinstance(error, ConfigMismatchError) or error.kind == "not-durable"
+                if is_known or not self._uncertain:
+                    raise
+                raise self._unknown(f"The commit may have happened, and then the storage failed ({error})") from error
+            if time.monotonic() + pause > deadline:
+                return self._last_look(seen, timeout, conflict)
             time.sleep(pause * random.uniform(0.5, 1.0))  # all losers would otherwise meet again
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -192,48 +245,69 @@ class _Commit:
         version = target.next_version(latest, new)
         prefix = target.options.version_tree_node_data_prefix
         successor = append(manifest, version, target.nodes, data_files, prefix)
+        put_in_place = target.manifests.begin(seen, successor, hold)
         data_files.flush()
         kept = data_files.keep()  # from here on the manifest may be in place, whatever fails, and name these files
+        attempt = _Uncertain(version, kept, successor.config.manifest_kind is ManifestKind.SINGLE)
         try:
-            return self._replace(seen, successor, version, hold)
+            now = put_in_place()
         except ConflictError:
-            if version not in self._uncertain:
+            if hold is not None:  # nobody else was writing, so this is the truth
                 data_files.disown(kept)
+                raise
+            self._uncertain.append(attempt)
             raise
-
-    def _replace(self, seen: Seen, successor: Manifest, version: VersionEntry, hold: Hold | None) -> Seen:
-        """Put the manifest in place, and where that alone proves nothing, look whether the version came to stay."""
-        manifests = self._target.manifests
-        try:
-            now = manifests.replace(seen, successor, hold)
-            if successor.config.manifest_kind is ManifestKind.SINGLE:
-                return now
         except StorageError as error:
             if error.kind != "ambiguous":
                 raise
-            self._uncertain.append(version)
+            self._uncertain.append(attempt)
             now = seen
-        now = manifests.load(now)
-        if not self._is_there(version, now):
-            raise ConflictError(f"Version {version.generation} is not ours, or not there yet")
-        return now
+        else:
+            if attempt.settled_by_another:
+                return now
+            self._uncertain.append(attempt)  # a number that was free is no proof that it is the newest
+        now = target.manifests.load(now)
+        if self._is_done(now):
+            return now
+        raise ConflictError(f"Version {version.generation} is not ours, or not there yet")
 
-    def _is_there(self, version: VersionEntry, seen: Seen) -> bool:
-        """Whether the history holds exactly this version: its root lies in a file of ours, its time is ours."""
-        if seen.manifest is None:
-            return False
-        return by_generation(seen.manifest, version.generation, self._target.nodes) == version
+    def _is_done(self, seen: Seen) -> bool:
+        """Whether an earlier attempt succeeded: the history holds its version, whose root lies in a file of ours.
 
-    def _given_up(self, timeout: float) -> ConflictError | StorageError:
-        url = self._target.storage.describe(self._target.base)
+        Attempts that certainly did not are forgotten.
+        """
+        still_uncertain = []
+        for attempt in self._uncertain:
+            found = None
+            if seen.manifest is not None:
+                found = by_generation(seen.manifest, attempt.version.generation, self._target.nodes)
+            if found == attempt.version:
+                return True
+            if found is None:
+                still_uncertain.append(attempt)
+            elif attempt.settled_by_another:
+                self._data_files.disown(attempt.files)
+        self._uncertain = still_uncertain
+        return False
+
+    def _last_look(self, seen: Seen, timeout: float, conflict: OcdbtError) -> Seen:
+        """The time is up: what became of the attempts."""
         if self._uncertain:
-            return StorageError(
-                f"For {timeout:g} seconds the storage did not tell whether the commit happened; look for it",
-                kind="ambiguous",
-                url=url,
-            )
-        return ConflictError(
+            try:
+                seen = self._target.manifests.load(seen)
+                if self._is_done(seen):
+                    return seen
+            except OcdbtError as error:
+                raise self._unknown(f"The commit may have happened, and the storage failed ({error})") from error
+        if self._uncertain:
+            message = f"For {timeout:g} seconds the storage did not tell whether the commit happened"
+            raise self._unknown(message) from conflict
+        raise ConflictError(
             f"Other writers kept committing for {timeout:g} seconds; try again, or raise commit_timeout",
             kind="contention",
-            url=url,
-        )
+            url=self._target.storage.describe(self._target.base),
+        ) from conflict
+
+    def _unknown(self, message: str) -> StorageError:
+        url = self._target.storage.describe(self._target.base)
+        return StorageError(f"{message}; look whether it is there", kind="ambiguous", url=url)

@@ -1,8 +1,14 @@
 """Values and nodes into data files: every append gets a file name and an offset at once, the bytes follow.
 
-There is one open file per distinct name prefix. Buffers are remembered, not copied, and handed to the storage in long
-runs; a file is seen by nobody before it is closed, and named by nothing before the manifest. Files over 4 MiB end on a
-multiple of 4096 bytes, in zeros, as TensorStore's do ("Files of a database").
+There is one open file per distinct name prefix. Buffers are remembered, not copied. A file that is closed before too
+much is held for it is put in one call, straight from them; a longer one is written in runs. A file is seen by nobody
+before it is closed, and named by nothing before the manifest. Files over 4 MiB end on a multiple of 4096 bytes, in
+zeros, as TensorStore's do ("Files of a database").
+
+**Where each request costs milliseconds** (``Capabilities.parallel``) files are cut where the storage likes it, and each
+is put in the background while the next one is filled. What the caller lends (``borrowed``: memory that is there anyway
+and does not change until the end) may all be under way at once; of what exists only to be written, as encoded chunks
+and nodes do, at most :data:`PENDING_BYTES` are held.
 """
 
 from __future__ import annotations
@@ -11,15 +17,21 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
-from ocdbt_py.errors import OcdbtError
+from ocdbt_py.errors import AlreadyExistsError, OcdbtError
 from ocdbt_py.format.datafile import NO_FILE, DataFileId, Location
+from ocdbt_py.storage.background import Background, each
 from ocdbt_py.storage.protocol import Buffer, Storage, Writer
 
 PADDED_FROM = 4 << 20
 PAGE = 4096
-PENDING_BYTES = 64 << 20
-"""So much may be remembered before it is written, when the buffers are our own (nodes and copies of small values)."""
+PENDING_BYTES = 48 << 20
+"""So much may be remembered before it is written, of what is not borrowed."""
+
+_CUT_BYTES = 12 << 20
+"""Where files are put in the background, another is begun after so many bytes that are not borrowed: one is being
+filled while others are on their way."""
 
 NameSource = Callable[[], str]
 
@@ -36,6 +48,7 @@ class _OpenFile:
     size: int = 0
     pending: list[Buffer] = field(default_factory=list)
     pending_bytes: int = 0
+    owned_bytes: int = 0
     writer: Writer | None = None
 
 
@@ -43,16 +56,23 @@ class DataFiles:
     """The data files that one commit writes below ``base`` (a path in ``storage``, without a trailing slash)."""
 
     def __init__(self, storage: Storage, base: str, target_size: int, names: NameSource = random_name) -> None:
+        capabilities = storage.capabilities
         self._storage = storage
         self._base = base
-        self._target = target_size
         self._names = names
+        self._parallel = capabilities.parallel
+        self._uploads = Background(self._parallel, PENDING_BYTES - _CUT_BYTES) if self._parallel > 1 else None
+        sizes = [size for size in (target_size, capabilities.file_bytes if self._uploads else 0) if size]
+        self._target = min(sizes, default=0)
         self._open: dict[str, _OpenFile] = {}
         self._closed: list[str] = []
         self._unsynced: list[str] = []
 
-    def append(self, prefix: str, data: Buffer) -> Location:
-        """Where ``data`` will stand, in a file whose name starts with ``prefix``; it must not change until written."""
+    def append(self, prefix: str, data: Buffer, *, borrowed: bool = False, alignment: int = 1) -> Location:
+        """Where ``data`` will stand, in a file whose name starts with ``prefix``; it must not change until written.
+
+        It begins on a multiple of ``alignment``, zeros before it.
+        """
         length = len(data)
         if not length:
             return Location(NO_FILE, 0, 0)  # nothing to fetch, so no file; as TensorStore would refer to it
@@ -61,13 +81,22 @@ class DataFiles:
             name = prefix + self._names()
             relative = name.encode("utf-8", "surrogateescape")
             file = self._open[prefix] = _OpenFile(DataFileId(b"", relative), f"{self._base}/{name}")
+        if gap := -file.size % alignment:
+            file.pending.append(bytes(gap))
+            file.pending_bytes += gap
+            file.size += gap
         location = Location(file.id, file.size, length)
         file.pending.append(data)
         file.pending_bytes += length
         file.size += length
+        if not borrowed:
+            file.owned_bytes += length
         if self._target and file.size >= self._target:
             self._close(prefix)
-        elif file.pending_bytes >= PENDING_BYTES:
+        elif self._uploads is not None:
+            if file.owned_bytes >= _CUT_BYTES:
+                self._close(prefix)
+        elif file.owned_bytes >= PENDING_BYTES:
             self._drain(file)
         return location
 
@@ -77,14 +106,19 @@ class DataFiles:
         return sum(file.pending_bytes for file in self._open.values())
 
     def drain(self) -> None:
-        """Hand what was appended so far to the storage; the buffers are free again. The files stay open."""
-        for file in self._open.values():
-            self._drain(file)
+        """Hand what was appended so far to the storage, or begin to."""
+        for prefix, file in list(self._open.items()):
+            if self._uploads is not None:
+                self._close(prefix)
+            else:
+                self._drain(file)
 
     def flush(self) -> None:
         """Close every file and wait until all of them would survive a crash."""
         for prefix in list(self._open):
             self._close(prefix)
+        if self._uploads is not None:
+            self._uploads.wait()
         if self._unsynced:
             self._storage.sync(self._unsynced)
             self._unsynced = []
@@ -99,32 +133,53 @@ class DataFiles:
         self._closed += kept
 
     def abort(self) -> None:
-        """Remove what was written, as far as the storage lets us: it may be what failed, and garbage harms nobody."""
+        """Remove what was written, as far as the storage lets us: it may be what failed, and garbage harms nobody.
+
+        Returns when nothing is under way any more, so that borrowed memory is the caller's again.
+        """
         for file in self._open.values():
             if file.writer is not None:
                 with suppress(OcdbtError):
                     file.writer.abort()
         self._open.clear()
-        for path in self._closed:
-            with suppress(OcdbtError):
-                self._storage.delete(path)
+        if self._uploads is not None:
+            self._uploads.settle()
+        each(self._remove, self._closed, self._parallel)
         self._closed.clear()
         self._unsynced.clear()
+
+    def _remove(self, path: str) -> None:
+        with suppress(OcdbtError):
+            self._storage.delete(path)
 
     def _drain(self, file: _OpenFile) -> None:
         if file.writer is None:
             file.writer = self._storage.create(file.path)
         if file.pending:
             file.writer.write(file.pending)
-            file.pending, file.pending_bytes = [], 0
+            file.pending, file.pending_bytes, file.owned_bytes = [], 0, 0
 
     def _close(self, prefix: str) -> None:
         file = self._open[prefix]
         if file.size > PADDED_FROM and file.size % PAGE:
             file.pending.append(bytes(-file.size % PAGE))
-        self._drain(file)
-        assert file.writer is not None
-        file.writer.close()
+        if file.writer is not None:
+            self._drain(file)
+            file.writer.close()
+            self._closed.append(file.path)
+        elif self._uploads is not None:
+            self._uploads.start(partial(self._put, file.path, file.pending), file.owned_bytes)
+        else:
+            self._put(file.path, file.pending)
         del self._open[prefix]
-        self._closed.append(file.path)
         self._unsynced.append(file.path)
+
+    def _put(self, path: str, buffers: list[Buffer]) -> None:
+        try:
+            self._storage.put(path, buffers)
+        except AlreadyExistsError:
+            raise  # somebody else's, which is not ours to remove
+        except BaseException:
+            self._closed.append(path)  # perhaps it happened
+            raise
+        self._closed.append(path)

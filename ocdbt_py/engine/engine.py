@@ -86,9 +86,9 @@ class Engine:
             return Tree(self.nodes, NO_VERSION)  # the first commit is still to make it
         return Tree(self.nodes, self._existing(seen).latest or NO_VERSION)
 
-    def at(self, version: int | AtTime) -> Tree:
+    def at(self, version: int | AtTime, max_staleness: float | None = None) -> Tree:
         """The tree of one version; :class:`NotFoundError` says which there are."""
-        manifest = self._existing()
+        manifest = self._existing(self.current(max_staleness))
         if isinstance(version, AtTime):
             found = by_time(manifest, version.commit_time_ns, self.nodes)
             wanted = "version committed by then"

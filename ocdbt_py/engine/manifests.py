@@ -8,9 +8,10 @@ who are under way; a commit removes those more than 128 generations behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ocdbt_py.engine.options import Config
 from ocdbt_py.errors import CorruptDataError, NotFoundError, StorageError
@@ -86,22 +87,28 @@ class Manifests:
         assert isinstance(found, Read)
         return self._decode(self._path, found.data)
 
-    def replace(self, last: Seen, manifest: Manifest, hold: Hold | None = None) -> Seen:
-        """Make ``manifest`` the current one, if ``last`` still is; else :class:`ConflictError`, nothing changed.
+    def begin(self, last: Seen, manifest: Manifest, hold: Hold | None = None) -> Callable[[], Seen]:
+        """Begin to make ``manifest`` the current one; it is seen when what is returned has been called.
 
-        ``last`` is what the commit was built on. With ``hold`` the write goes through the lock already taken.
+        That raises :class:`ConflictError`, nothing changed, if ``last``, which the commit was built on, is not current
+        any more. With ``hold`` the write goes through the lock already taken.
         """
         if manifest.config.manifest_kind is ManifestKind.NUMBERED:
-            return self._add_numbered(last, manifest, hold)
-        token = self._write(manifest, ABSENT if last.manifest is None else last.token, hold)
-        return Seen(manifest, token)
+            return partial(self._add_numbered, last, manifest, hold)
+        put_in_place = self._begin(manifest, hold)
+        return lambda: Seen(manifest, put_in_place(ABSENT if last.manifest is None else last.token))
 
-    def _write(self, manifest: Manifest, condition: Token | Condition, hold: Hold | None) -> Token:
-        """Replace ``manifest.ocdbt``; with ``hold`` its lock is ours already, and nobody can take it twice."""
+    def _begin(self, manifest: Manifest, hold: Hold | None) -> Callable[[Token | Condition], Token]:
+        """Begin to replace ``manifest.ocdbt``; with ``hold`` its lock is ours already, and nobody can take it twice."""
         data = [encode_manifest(manifest)]
-        token = hold.write(data, condition) if hold is not None else self._storage.write(self._path, data, condition)
-        self._demand(manifest.config)
-        return token
+        write = partial(self._storage.write, self._path, data) if hold is None else hold.begin(data)
+
+        def put_in_place(condition: Token | Condition) -> Token:
+            token = write(condition)
+            self._demand(manifest.config)
+            return token
+
+        return put_in_place
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[Hold | None]:
@@ -153,7 +160,7 @@ class Manifests:
         token, latest = last.token, manifest.latest
         assert latest is not None
         if last.manifest is None:
-            token = self._write(Manifest(manifest.config, (), ()), ABSENT, hold)
+            token = self._begin(Manifest(manifest.config, (), ()), hold)(ABSENT)
         plain = replace(manifest, config=replace(manifest.config, manifest_kind=ManifestKind.SINGLE))
         path = f"{self._base}/{numbered_manifest_name(latest.generation)}"
         self._storage.write(path, [encode_manifest(plain)], ABSENT)

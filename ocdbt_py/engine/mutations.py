@@ -235,6 +235,7 @@ def stage(
         if value is None:
             deleted.append(index)
             continue
+        held = not isinstance(value, Deferred)  # in ``values``, whether or not it has been written
         if isinstance(value, Deferred):
             value = value.load()
         if not isinstance(value, Location):
@@ -246,7 +247,7 @@ def stage(
                 inline.append(value)
                 inline_size += length
                 continue
-            value = data_files.append(prefix, value)
+            value = data_files.append(prefix, value, borrowed=held)
         lengths.append(value.length)
         file_ids.append(files.setdefault(value.file, len(files)))
         offsets.append(value.offset)

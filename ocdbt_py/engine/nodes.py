@@ -135,21 +135,30 @@ class Nodes:
         except NotFoundError as error:
             raise self._missing(error, "A value", error.path) from error
 
+    def fill(self, fillings: Sequence[tuple[Location, int, memoryview]]) -> None:
+        """As :meth:`values`, from ``start`` on into each buffer."""
+        if not fillings:
+            return
+        try:
+            self._storage.read_many_into(
+                [(file_path(self._base, where.file), where.offset + start, buffer) for where, start, buffer in fillings]
+            )
+        except NotFoundError as error:
+            raise self._missing(error, "A value", error.path) from error
+
     def _read(self, location: Location, what: str) -> bytes:
         path = file_path(self._base, location.file)
         try:
-            found = self._storage.read(path, location.offset, location.offset + location.length)
+            return self._storage.read_many([(path, location.offset, location.offset + location.length)])[0]
         except NotFoundError as error:
             raise self._missing(error, what, path) from error
-        data = found.data  # type: ignore[union-attr]
-        if len(data) != location.length:
+        except CorruptDataError as error:
             raise CorruptDataError(
-                f"{what}: {location.length} bytes expected, but the file has {found.size} in all; "  # type: ignore[union-attr]
-                "it was cut short or is another database's",
+                f"{what}: {location.length} bytes expected, but the file is cut short or another database's "
+                f"({error.message})",
                 path=path,
                 offset=location.offset,
-            )
-        return data
+            ) from error
 
     def _missing(self, error: NotFoundError, what: str, path: str | None) -> CorruptDataError:
         return CorruptDataError(

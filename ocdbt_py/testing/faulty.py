@@ -1,7 +1,7 @@
 """A storage that fails on purpose, and counts what is asked of it.
 
-Every change below counts as one step: to begin a file, to write to it, to close or abort it, to write a small file, to
-delete, rename or sync. The step numbered ``at`` (the first is 1) goes wrong in one of three ways::
+Every change below counts as one step: to put a file, to begin one, to write to it, to close or abort it, to write a
+small file, to delete, rename or sync. The step numbered ``at`` (the first is 1) goes wrong in one of several ways::
 
     storage = FaultyStorage(MemoryStorage(), at=3)
     with pytest.raises(Crash):
@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
-from ocdbt_py.errors import StorageError
+from ocdbt_py.errors import ConflictError, StorageError
 from ocdbt_py.storage.protocol import (
     ANY,
     Buffer,
@@ -37,10 +37,12 @@ from ocdbt_py.storage.protocol import (
     Writer,
 )
 
-Fault: TypeAlias = Literal["crash", "fail", "ambiguous"]
+Fault: TypeAlias = Literal["crash", "fail", "ambiguous", "conflict"]
 """``crash``: the step does not happen, and from then on every call raises :class:`Crash`, as in a process that is gone.
 ``fail``: the step does not happen and raises ``StorageError``; later ones work again.
-``ambiguous``: the step happens, and raises ``StorageError`` of that kind all the same."""
+``ambiguous``: the step happens, and raises ``StorageError`` of that kind all the same.
+``conflict``: a conditional write happens, and raises ``ConflictError`` all the same, as where a client repeats a
+request whose answer was lost, and is told that its condition does not hold any more. Other steps: as ``ambiguous``."""
 
 
 class Crash(BaseException):
@@ -50,12 +52,21 @@ class Crash(BaseException):
 class FaultyStorage:
     """``inner``, of which the change numbered ``at`` goes wrong (None: none does). Safe for threads.
 
+    ``capabilities`` replace those of ``inner``, to make it one that can do less, or wants it in another way.
     ``steps`` counts the changes so far, ``operations`` the calls by method name (``writer.close`` and the like for
     files under way), ``bytes_read`` the bytes returned by path.
     """
 
-    def __init__(self, inner: Storage, *, at: int | None = None, fault: Fault = "crash") -> None:
+    def __init__(
+        self,
+        inner: Storage,
+        *,
+        at: int | None = None,
+        fault: Fault = "crash",
+        capabilities: Capabilities | None = None,
+    ) -> None:
         self.inner = inner
+        self._capabilities = capabilities
         self.at = at
         self.fault: Fault = fault
         self.steps = 0
@@ -79,7 +90,7 @@ class FaultyStorage:
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.inner.capabilities
+        return self.inner.capabilities if self._capabilities is None else self._capabilities
 
     def describe(self, path: str) -> str:
         return self.inner.describe(path)
@@ -115,7 +126,7 @@ class FaultyStorage:
         return self.inner.list(prefix, deep=deep)
 
     def write(self, path: str, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
-        with self._step("write"):
+        with self._step("write", is_conditional=if_version is not ANY):
             return self.inner.write(path, buffers, if_version)
 
     def create(self, path: str) -> Writer:
@@ -167,7 +178,7 @@ class FaultyStorage:
             self.bytes_read[path] += count
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
+    def _step(self, name: str, *, is_conditional: bool = False) -> Iterator[None]:
         """Around one change of the storage."""
         goes_wrong = self._count(name, steps=1)
         if goes_wrong and self.fault == "crash":
@@ -175,6 +186,8 @@ class FaultyStorage:
         if goes_wrong and self.fault == "fail":
             raise StorageError(f"{name} failed, as a test wants it (step {self.at})")
         yield
+        if goes_wrong and self.fault == "conflict" and is_conditional:
+            raise ConflictError(f"{name} is said not to have happened, as a test wants it (step {self.at})")
         if goes_wrong:
             raise StorageError(f"The answer to {name} was lost, as a test wants it (step {self.at})", kind="ambiguous")
 
@@ -205,5 +218,14 @@ class _FaultyHold:
         self._inner = inner
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
-        with self._storage._step("hold.write"):
-            return self._inner.write(buffers, if_version)
+        return self.begin(buffers)(if_version)
+
+    def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
+        self._storage._count("hold.begin")
+        put_in_place = self._inner.begin(buffers)
+
+        def write(if_version: Token | Condition) -> Token:
+            with self._storage._step("hold.write", is_conditional=if_version is not ANY):
+                return put_in_place(if_version)
+
+        return write

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ocdbt_py.array.read import Request
+from ocdbt_py.array.read import Request, Values
 
 
-class Stored(dict[bytes, Any]):
+class Stored(dict[bytes, Any], Values):
     """Keys and values; ``requests`` is every request ever made, in order, ``calls`` how many came together."""
 
     def __init__(self, *args: Any) -> None:

@@ -119,7 +119,7 @@ def test_spans_hold_exactly_the_wanted_elements(case: tuple[ArraySpec, Any], gap
     spec, index = case
     size = spec.dtype.itemsize
     array = np.arange(spec.size).astype(spec.dtype).reshape(spec.shape)
-    data = array.tobytes(spec.order)
+    data = array.transpose(spec.axes).tobytes()
     piece = only_piece(spec, index)
     if piece is None:
         return

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from ocdbt_py.array.codecs import Compressor
 from ocdbt_py.array.dtypes import dtype_from_name
 from ocdbt_py.array.lazy import LazyArray
+from ocdbt_py.array.read import Values
 from ocdbt_py.array.spec import ArraySpec
 from ocdbt_py.array.write import encode_array
 from ocdbt_py.errors import InvalidTypeError
@@ -132,7 +133,7 @@ def test_it_pickles_with_its_store(lazy: LazyArray, array: Array) -> None:
     assert not again[0, :, :2].any()
 
 
-class Pickled(dict[bytes, bytes]):
+class Pickled(dict[bytes, bytes], Values):
     def read_many(self, requests: Any, default: None) -> list[bytes | None]:
         return [self.get(request, default) for request in requests]
 

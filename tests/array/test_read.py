@@ -111,13 +111,16 @@ def test_many_small_arrays_share_one_lookup_and_come_in_order(store: Any) -> Non
     assert all(np.array_equal(got, a) for got, a in zip(results, arrays.values(), strict=True))
 
 
-def test_no_more_than_the_budget_is_fetched_at_a_time(store: Any) -> None:
+@pytest.mark.parametrize(("compressor", "budget"), [(ZSTD, 1_000_000), (None, 250_000)])
+def test_no_more_than_the_budget_is_held_at_a_time_beside_the_arrays(
+    store: Any, compressor: Compressor | None, budget: int
+) -> None:
     arrays = [numbers(100_000) + i for i in range(6)]
-    spec = ArraySpec((100_000,), (100_000,), F4)
+    spec = ArraySpec((100_000,), (100_000,), F4, compressor=compressor)
     values = store()
     for i, array in enumerate(arrays):
         values.update(stored(store, str(i), array, spec))
-    results = list(read_arrays(values, [ArrayRead(str(i), spec) for i in range(6)], budget=1_000_000))
+    results = list(read_arrays(values, [ArrayRead(str(i), spec) for i in range(6)], budget=budget))
     assert values.calls == [2, 2, 2]
     assert all(np.array_equal(got, array) for got, array in zip(results, arrays, strict=True))
 

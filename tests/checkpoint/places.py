@@ -14,11 +14,11 @@ NewPlace = Callable[..., Place]
 
 
 class Bucket(FaultyStorage):
-    """As an object store: no directory is renamed."""
+    """As an object store: no directory is renamed, nobody waits, and several requests are best made at once."""
 
     @property
     def capabilities(self) -> Capabilities:
-        return replace(self.inner.capabilities, rename=False)
+        return replace(self.inner.capabilities, rename=False, hold=False, map=False, parallel=4, file_bytes=20_000)
 
     def rename(self, source: str, target: str) -> None:
         raise AssertionError(f"{source} renamed to {target}, but this storage cannot")

@@ -110,3 +110,21 @@ def test_arrays_alike_share_one_spec() -> None:
     encoding = Encoding(None)
     assert encoding.spec(np.zeros((2, 3))) is encoding.spec(np.ones((2, 3)))
     assert encoding.spec(np.zeros((2, 3))) is not encoding.spec(np.zeros((3, 2)))
+
+
+def test_large_compressed_arrays_are_cut_where_their_axes_allow() -> None:
+    def chunks(shape: tuple[int, ...], compression: str | None = "zstd", chunk_bytes: int | None = None) -> Any:
+        array = np.broadcast_to(np.float32(0), shape)
+        return Encoding(compression, chunk_bytes).spec(array).chunks
+
+    assert chunks((8, 1 << 20)) == (8, 1 << 19)
+    assert chunks((1 << 22,)) == (1 << 22,)  # no more than one chunk holds
+    assert chunks((16_777_259,)) == (16_777_259,)  # a prime
+    assert chunks((8, 1 << 20), None) == (8, 1 << 20)
+    assert chunks((8, 1 << 20), "zstd", 1 << 30) == (8, 1 << 20)
+    assert chunks((8, 1 << 20), "zstd", 1 << 10) == (8, 32)
+
+
+def test_an_empty_array_is_one_chunk_compressed_or_not() -> None:
+    for compression in (None, "zstd"):
+        assert Encoding(compression).spec(np.empty((0, 5))).chunks == (1, 5)

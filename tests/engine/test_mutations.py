@@ -8,10 +8,13 @@ from ocdbt_py.engine.columns import INLINE
 from ocdbt_py.engine.data_files import DataFiles
 from ocdbt_py.engine.mutations import KeyRange, Mutations, Staged
 from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.storage.protocol import Capabilities
 
 
 class NoStorage:
     """Staging appends; it does not write."""
+
+    capabilities = Capabilities()
 
 
 def staged(mutations: Mutations, max_inline: int = 4) -> Staged:

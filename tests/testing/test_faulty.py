@@ -44,7 +44,7 @@ def test_steps_operations_and_bytes_are_counted(inner: LocalStorage, tmp_path: P
     six_steps(storage, f"{tmp_path}")
     assert storage.steps == 6
     assert dict(storage.operations) == dict.fromkeys(
-        ("create", "writer.write", "writer.close", "sync", "read", "hold", "hold.write", "delete"), 1
+        ("create", "writer.write", "writer.close", "sync", "read", "hold", "hold.begin", "hold.write", "delete"), 1
     )
     storage.read_many([(f"{tmp_path}/m", 0, 3), (f"{tmp_path}/m", 1, 2)])
     storage.read_many_into([(f"{tmp_path}/m", 0, memoryview(bytearray(5)))])
