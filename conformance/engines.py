@@ -5,14 +5,15 @@ Only what both can do, in the words of neither: an operation gives a key a value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import tensorstore as ts
 
 import ocdbt_py
-from conformance.oracle import contents_of, fast_context, in_one_commit, json_config, open_store
+from conformance.oracle import base_of, contents_of, fast_context, in_one_commit, json_config, open_store
 
 __all__ = [
     "ABSENT",
@@ -22,6 +23,7 @@ __all__ = [
     "Operation",
     "Ours",
     "Part",
+    "Place",
     "Put",
     "Theirs",
     "without_superseded",
@@ -68,6 +70,26 @@ def without_superseded(operations: Sequence[Operation]) -> list[Operation]:
     ]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A directory, as ours is told where it is, and as TensorStore is."""
+
+    url: str
+    base: Mapping[str, Any]
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def local(cls, directory: Path) -> Place:
+        return cls(str(directory), base_of(directory))
+
+    def below(self, name: str) -> Place:
+        return Place(f"{self.url}/{name}", {**self.base, "path": f"{self.base['path']}{name}/"}, self.storage_options)
+
+    def open(self, mode: Any = "r", **how: Any) -> ocdbt_py.Database:
+        """With ours."""
+        return ocdbt_py.open(self.url, mode, storage_options=dict(self.storage_options), durable=False, **how)
+
+
 ABSENT = b""
 """For ``only_if``: the key must not be there."""
 
@@ -106,10 +128,10 @@ class Engine(Protocol):
 class Ours:
     """Through ocdbt_py."""
 
-    def __init__(self, directory: Path, config: ocdbt_py.Config, *, assumed: bool = False) -> None:
-        self._directory = directory
-        options = ocdbt_py.WriteOptions(assume_config=assumed)
-        self.db = ocdbt_py.open(directory, "a", config=config, write_options=options, durable=False)
+    def __init__(self, place: Place, config: ocdbt_py.Config, *, assumed: bool = False) -> None:
+        self._place = place
+        options = ocdbt_py.WriteOptions(assume_config=assumed, probe=False)
+        self.db = place.open("a", config=config, write_options=options)
 
     def begin(self, first: Contents) -> None:
         if first:
@@ -149,7 +171,7 @@ class Ours:
     def merge(self, parts: Sequence[Part]) -> None:
         with self.db.transaction() as transaction:
             for part in parts:
-                with ocdbt_py.open(self._directory / part.name) as source:
+                with self._place.below(part.name).open() as source:
                     transaction.copy_from(source, part.prefix, part.to)
 
     def rename(self, prefix: str, to: str) -> None:
@@ -168,10 +190,10 @@ class Ours:
 class Theirs:
     """Through TensorStore."""
 
-    def __init__(self, directory: Path, config: ocdbt_py.Config, *, assumed: bool = False) -> None:
-        self._directory = directory
+    def __init__(self, place: Place, config: ocdbt_py.Config, *, assumed: bool = False) -> None:
+        self._place = place
         self._context = fast_context()
-        self._store = open_store(directory, self._context, config=json_config(config), assume_config=assumed)
+        self._store = open_store(dict(place.base), self._context, config=json_config(config), assume_config=assumed)
 
     def begin(self, first: Contents) -> None:
         in_one_commit(self._store, first)
@@ -199,7 +221,8 @@ class Theirs:
         transaction.commit_sync()
 
     def merge(self, parts: Sequence[Part]) -> None:
-        self._copy([(open_store(self._directory / part.name, self._context), part.prefix, part.to) for part in parts])
+        below = [open_store(dict(self._place.below(part.name).base), self._context) for part in parts]
+        self._copy([(store, part.prefix, part.to) for store, part in zip(below, parts, strict=True)])
 
     def rename(self, prefix: str, to: str) -> None:
         self._copy([(self._store, prefix, to)])
@@ -213,7 +236,7 @@ class Theirs:
 
     def contents(self, version: int | str | None = None) -> Contents:
         pinned = {} if version is None else {"version": version}
-        return contents_of(open_store(self._directory, self._context, **pinned) if pinned else self._store)
+        return contents_of(open_store(dict(self._place.base), self._context, **pinned) if pinned else self._store)
 
     def keys(self, inside: DeleteRange) -> list[bytes]:
         return sorted(self._store.list(_key_range(inside)).result())

@@ -16,11 +16,16 @@ import tensorstore as ts
 
 from ocdbt_py.engine.options import UNSET, Config
 
-__all__ = ["Dump", "contents_of", "fast_context", "in_one_commit", "json_config", "moment", "open_store"]
+__all__ = ["Dump", "base_of", "contents_of", "fast_context", "in_one_commit", "json_config", "moment", "open_store"]
 
 Json = dict[str, Any]
 Form = list[Any]
 """Nested lists and tuples, only to be compared."""
+
+
+def base_of(directory: Path | Json) -> Json:
+    """TensorStore's spec of a directory: one on the local disk, or, given as that, one anywhere."""
+    return {"driver": "file", "path": f"{directory}/"} if isinstance(directory, Path) else directory
 
 
 def fast_context() -> Any:
@@ -28,10 +33,10 @@ def fast_context() -> Any:
     return ts.Context({"file_io_sync": False})
 
 
-def open_store(directory: Path, context: Any = None, **options: Any) -> Any:
+def open_store(directory: Path | Json, context: Any = None, **options: Any) -> Any:
     """TensorStore's handle on the database in a directory; ``options`` are members of its spec."""
-    base = {"driver": "file", "path": f"{directory}/"}
-    return ts.KvStore.open({"driver": "ocdbt", "base": base, **options}, context=context or fast_context()).result()
+    spec = {"driver": "ocdbt", "base": base_of(directory), **options}
+    return ts.KvStore.open(spec, context=context or fast_context()).result()
 
 
 def json_config(config: Config) -> Json:
@@ -71,8 +76,8 @@ def moment(nanoseconds: int) -> str:
 class Dump:
     """``ts.ocdbt.dump`` of the database in a directory. What lies at a location never changes, so it is asked once."""
 
-    def __init__(self, directory: Path) -> None:
-        self._base = ts.KvStore.open({"driver": "file", "path": f"{directory}/"}).result()
+    def __init__(self, directory: Path | Json) -> None:
+        self._base = ts.KvStore.open(base_of(directory)).result()
         self._nodes: dict[str, Any] = {}
         self._sums: dict[str, Json] = {}
 

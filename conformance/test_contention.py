@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.pool import AsyncResult
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tensorstore as ts
 
 import ocdbt_py
+from conformance.crew import PATIENCE, SPAWN, WRITERS, Crew
 from conformance.observe import engine_of, tree_levels
 
-SPAWN = multiprocessing.get_context("spawn")
-
-WRITERS = 8
 TIMES = 100
-PATIENCE = 120.0
 CONFIG = {"max_decoded_node_bytes": 2000, "version_tree_arity_log2": 2}
 """Small nodes and few versions a node, so that many commits rewrite trees of several levels."""
 
@@ -35,44 +27,6 @@ MIXTURES = [0, WRITERS // 2]
 
 ACCOUNTS = [b"account-%d" % number for number in range(4)]
 SUM = 1000
-
-_start: Barrier
-
-
-def _enter(start: Barrier) -> None:
-    global _start
-    _start = start
-
-
-def _begin(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    _start.wait(PATIENCE)
-    return function(*args)
-
-
-def _nothing() -> None:
-    pass
-
-
-class Crew:
-    """As many processes as there are writers, which begin their jobs at the same moment."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-
-    def begin(self, *jobs: tuple[Any, ...]) -> list[AsyncResult[Any]]:
-        """Each job is a function and its arguments; whoever has none is idle."""
-        padded = [*jobs, *[(_nothing,)] * (WRITERS - len(jobs))]
-        return [self._pool.apply_async(_begin, (job[0], job[1:])) for job in padded]
-
-    def run(self, *jobs: tuple[Any, ...]) -> list[Any]:
-        results = [result.get(PATIENCE) for result in self.begin(*jobs)]
-        return results[: len(jobs)]
-
-
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    with SPAWN.Pool(WRITERS, _enter, (SPAWN.Barrier(WRITERS),)) as pool:
-        yield Crew(pool)
 
 
 @pytest.fixture

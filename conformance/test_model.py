@@ -13,6 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from conformance.engines import (
     Operation,
     Ours,
     Part,
+    Place,
     Put,
     Theirs,
     without_superseded,
@@ -38,6 +40,7 @@ from conformance.oracle import Dump, in_one_commit, moment, open_store
 from ocdbt_py.engine.manifests import KEPT_NUMBERED
 from ocdbt_py.engine.mutations import KeyRange
 from ocdbt_py.format.manifest import parse_numbered_manifest_name
+from ocdbt_py.storage.location import resolve
 
 # --- the model
 
@@ -84,6 +87,9 @@ RANGES = st.builds(
     st.none() | KEYS.filter(bool),
 )
 OPERATIONS = st.one_of(st.builds(Put, KEYS, VALUES), st.builds(Put, KEYS, st.none()), RANGES)
+UNASKED = ocdbt_py.WriteOptions(probe=False)
+"""Whether an endpoint honours conditions is another test's question."""
+
 PICKS = st.integers(0, 999)
 """One of however many there will be: the remainder counts."""
 
@@ -97,20 +103,35 @@ CONFIGS = st.builds(
 )
 
 
-def numbered_manifests(directory: Path) -> set[int]:
-    numbers = (parse_numbered_manifest_name(path.name) for path in directory.iterdir())
+def numbered_manifests(place: Place) -> set[int]:
+    found = resolve(place.url, storage_options=place.storage_options)
+    names = [listed.path.rpartition("/")[2] for listed in found.storage.list(f"{found.path}/manifest.")]
+    numbers = map(parse_numbered_manifest_name, names)
     return {number for number in numbers if number is not None}
 
 
 class Twins(RuleBasedStateMachine):
-    """The two databases and the model; every rule is one step."""
+    """The two databases and the model; every rule is one step.
 
-    directory: ClassVar[Path]
+    ``new_places`` gives two empty places, ours first. ``manifest_kind``: the only one the storage can have.
+    ``everywhere``: both engines can write in both places; else each stays in its own, and ``refresh`` copies the first
+    to where TensorStore can read it.
+    """
+
     steps: ClassVar[Counter[str]]
+    manifest_kind: ClassVar[str | None] = None
+    everywhere: ClassVar[bool] = True
+
+    @classmethod
+    def new_places(cls) -> list[Place]:
+        raise NotImplementedError
+
+    @classmethod
+    def refresh(cls, place: Place) -> None:
+        """What TensorStore sees of it is up to date."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places = [self.directory / "first", self.directory / "second"]
         self.history: list[Contents] = []
         self.tokens: list[tuple[bytes, bytes]] = []
         self.parts = 0
@@ -133,6 +154,7 @@ class Twins(RuleBasedStateMachine):
         self.agreed = True
 
     def compare(self) -> None:
+        self.refresh(self.places[0])
         forms = []
         self.times = []
         for dump in self.dumps:
@@ -166,10 +188,10 @@ class Twins(RuleBasedStateMachine):
     @initialize(config=CONFIGS, assumed=st.booleans(), first=st.dictionaries(KEYS, VALUES, max_size=8))
     def create(self, config: ocdbt_py.Config, assumed: bool, first: Contents) -> None:
         """Without ``assume_config`` a database begins with an empty generation 1; with it, by its first commit."""
-        self.config = config
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.config = replace(config, manifest_kind=self.manifest_kind or config.manifest_kind)
+        self.places = self.new_places()
         self.open_both(assumed=assumed)
-        self.dumps = [Dump(place) for place in self.places]
+        self.dumps = [Dump(dict(place.base)) for place in self.places]
         for engine in self.engines:
             engine.begin(first)
         if not assumed:
@@ -285,12 +307,13 @@ class Twins(RuleBasedStateMachine):
             moved = renamed(part, prefix.encode(), to.encode())
             after, copied = {**after, **moved}, copied or bool(moved)
             for place in self.places:
-                if by_us:
+                below = place.below(parts[-1].name)
+                if by_us or not self.everywhere:
                     config = ocdbt_py.Config(max_inline_value_bytes=10)
-                    with ocdbt_py.open(place / parts[-1].name, "x", config=config, durable=False) as db:
+                    with below.open("x", config=config, write_options=UNASKED) as db:
                         db.update(part)
                 else:
-                    child = open_store(place / parts[-1].name, config={"max_inline_value_bytes": 10})
+                    child = open_store(dict(below.base), config={"max_inline_value_bytes": 10})
                     in_one_commit(child, part)
         self.commit(after, copied, lambda engine: engine.merge(parts))
 
@@ -304,6 +327,7 @@ class Twins(RuleBasedStateMachine):
     @rule(change_places=st.booleans())
     def reopen(self, change_places: bool) -> None:
         """Perhaps so that each engine goes on in the database of the other."""
+        change_places = change_places and self.everywhere
         self.steps["reopen, changing places" if change_places else "reopen"] += 1
         for engine in self.engines:
             engine.close()
@@ -333,7 +357,7 @@ class Twins(RuleBasedStateMachine):
 
     # --- the end
 
-    def check_manifests(self, place: Path) -> None:
+    def check_manifests(self, place: Place) -> None:
         """Of numbered manifests the newest 129 stay; TensorStore may be late in removing the others."""
         numbers = numbered_manifests(place)
         newest = len(self.history)
@@ -367,8 +391,12 @@ SETTINGS = settings(
 
 def test_whatever_is_done_to_both_they_stay_the_same(tmp_path: Path) -> None:
     class Run(Twins):
-        directory = tmp_path / "twins"
         steps: ClassVar[Counter[str]] = Counter()
+
+        @classmethod
+        def new_places(cls) -> list[Place]:
+            shutil.rmtree(tmp_path / "twins", ignore_errors=True)
+            return [Place.local(tmp_path / "twins" / name) for name in ("first", "second")]
 
     run_state_machine_as_test(Run, settings=SETTINGS)
     assert Run.steps.total() >= 2000
@@ -377,13 +405,14 @@ def test_whatever_is_done_to_both_they_stay_the_same(tmp_path: Path) -> None:
 
 def test_both_engines_in_turn_on_one_database_keep_its_newest_numbered_manifests(tmp_path: Path) -> None:
     config = ocdbt_py.Config(manifest_kind="numbered", max_decoded_node_bytes=40, version_tree_arity_log2=2)
-    ours = Ours(tmp_path, config)
-    engines: list[Engine] = [Theirs(tmp_path, config), ours]
+    place = Place.local(tmp_path)
+    ours = Ours(place, config)
+    engines: list[Engine] = [Theirs(place, config), ours]
     for i in range(140):
         assert engines[i % 2].write(b"%02d" % (i % 20), b"%d" % i)
     last = ours.db.version.generation
     assert last == 141
-    assert numbered_manifests(tmp_path) == set(range(last - KEPT_NUMBERED, last + 1))
+    assert numbered_manifests(place) == set(range(last - KEPT_NUMBERED, last + 1))
     for engine in engines:
         assert engine.contents() == {b"%02d" % (i % 20): b"%d" % i for i in range(120, 140)}
         assert engine.contents(21) == {b"%02d" % i: b"%d" % i for i in range(20)}
