@@ -23,7 +23,7 @@ from ocdbt_py.format.btree import InteriorNode, LeafNode
 from ocdbt_py.format.datafile import Location, common_prefix_length
 from ocdbt_py.storage.location import Settings, resolve
 from ocdbt_py.testing.faulty import FaultyStorage
-from ocdbt_py_backends import local
+from ocdbt_py_backends import local_files
 
 WRITERS = 16
 STEPS = 5
@@ -225,14 +225,14 @@ def test_neighbouring_parts_are_read_together_and_far_ones_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    pread = local.read_at
+    pread = local_files.read_at
 
     def counted(fd: int, start: int, length: int) -> bytes:
         reads.append((start, start + length))
         found: bytes = pread(fd, start, length)
         return found
 
-    monkeypatch.setattr(local, "read_at", counted)
+    monkeypatch.setattr("ocdbt_py_backends.local.read_at", counted)
     (tmp_path / "f").write_bytes(bytes(range(256)) * 4000)
     storage = resolve(tmp_path).storage
     far = 1_000_000

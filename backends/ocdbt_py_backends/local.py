@@ -19,27 +19,20 @@ import os
 import re
 import shutil
 import stat
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from itertools import groupby, islice
+from contextlib import AbstractContextManager, suppress
+from itertools import groupby
 from operator import itemgetter
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from ocdbt_py.errors import (
     AlreadyExistsError,
-    ConflictError,
-    CorruptDataError,
     InvalidArgumentError,
-    OcdbtError,
     PathNotFoundError,
     StorageError,
-    StoragePermissionError,
     UnsupportedError,
 )
+from ocdbt_py.storage.background import each
 from ocdbt_py.storage.location import DEFAULT_SETTINGS, Settings
 from ocdbt_py.storage.protocol import (
     ABSENT,
@@ -57,24 +50,30 @@ from ocdbt_py.storage.protocol import (
     Unchanged,
     Writer,
 )
+from ocdbt_py_backends.local_errors import Translated, changed, too_short
+from ocdbt_py_backends.local_files import (
+    append,
+    fsync,
+    give_new_name,
+    new_named,
+    new_unnamed,
+    open_file,
+    read_at,
+    stamp,
+    start_to_sync,
+)
 from ocdbt_py_backends.local_lock import SUFFIX, Lock
 
 T = TypeVar("T")
 
 _URL = re.compile(r"(?:file|local):(?://|(?=/))")
 
-_BUFFERS_A_CALL = os.sysconf("SC_IOV_MAX")
 # Waits for one disk hardly overlap, those for a server do; a thread costs as much as a short wait.
 _SYNC_THREADS = 4
 _SYNCS_A_THREAD = 4
 # A read costs about as much as copying this many bytes; above the second number the copy of a merged read is felt.
 _MERGED_GAP = 4096
 _MERGED_BYTES = 128 << 10
-
-_NO_UNNAMED_FILES = (errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_TIME_STEPS = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
-"""Nanoseconds between two contents of a file; filesystems cut times to as little as two seconds (FAT)."""
 
 
 class LocalStorage:
@@ -144,14 +143,14 @@ class LocalStorage:
     def read(
         self, path: str, start: int = 0, stop: int | None = None, *, unless: Token | None = None
     ) -> Read | Literal[Unchanged.UNCHANGED]:
-        with _Translated(path, reading=True):
+        with Translated(path, reading=True):
             if unless is not None and _token(os.stat(path)) == unless:
                 return UNCHANGED
-            fd, status = _open(path)
+            fd, status = open_file(path)
             try:
                 size = status.st_size
                 end = size if stop is None else min(stop, size)
-                return Read(_pread(fd, start, end - start) if end > start else b"", _token(status), size)
+                return Read(read_at(fd, start, end - start) if end > start else b"", _token(status), size)
             finally:
                 os.close(fd)
 
@@ -163,14 +162,14 @@ class LocalStorage:
         found = [b""] * len(ranges)
         for path, indices in by_path.items():
             indices.sort(key=lambda index: ranges[index][1])
-            with _Translated(path, reading=True):
-                fd, status = _open(path)
+            with Translated(path, reading=True):
+                fd, status = open_file(path)
                 try:
                     for begin, end, run in _runs(indices, ranges):
                         _check_within(path, status, begin, end)
-                        data = _pread(fd, begin, end - begin)
+                        data = read_at(fd, begin, end - begin)
                         if len(data) < end - begin:
-                            raise _too_short(path, begin, end, begin + len(data))
+                            raise too_short(path, begin, end, begin + len(data))
                         for index in run:
                             _, start, stop = ranges[index]
                             found[index] = data[start - begin : stop - begin]
@@ -181,22 +180,22 @@ class LocalStorage:
     def read_many_into(self, fillings: Sequence[Filling]) -> None:
         """One open for consecutive buffers of one file."""
         for path, group in groupby(fillings, key=itemgetter(0)):
-            with _Translated(path, reading=True):
-                fd, status = _open(path)
+            with Translated(path, reading=True):
+                fd, status = open_file(path)
                 try:
                     for _, start, buffer in group:
                         _check_within(path, status, start, start + len(buffer))
                         while buffer:
                             count = os.preadv(fd, [buffer], start)
                             if not count:
-                                raise _too_short(path, start, start + len(buffer), start)
+                                raise too_short(path, start, start + len(buffer), start)
                             buffer, start = buffer[count:], start + count
                 finally:
                     os.close(fd)
 
     def map(self, path: str) -> memoryview:
-        with _Translated(path, reading=True):
-            fd, status = _open(path)
+        with Translated(path, reading=True):
+            fd, status = open_file(path)
             try:
                 if not status.st_size:
                     return memoryview(bytearray())  # nothing cannot be mapped
@@ -209,7 +208,7 @@ class LocalStorage:
         return self._list(directory, stem, deep, ())
 
     def _list(self, directory: str, stem: str, deep: bool, above: tuple[tuple[int, int], ...]) -> Iterator[Listed]:
-        with _Translated(directory, reading=True):
+        with Translated(directory, reading=True):
             try:
                 identity = os.stat(directory or "/")
                 here = (identity.st_dev, identity.st_ino)
@@ -223,7 +222,7 @@ class LocalStorage:
             path = f"{directory}/{entry.name}"
             if entry.name.endswith(SUFFIX):
                 continue
-            with _Translated(path, reading=True):
+            with Translated(path, reading=True):
                 try:
                     status = None if entry.is_dir() else entry.stat()
                 except FileNotFoundError:
@@ -238,16 +237,16 @@ class LocalStorage:
     # --- writing
 
     def write(self, path: str, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
-        with _Translated(path):
+        with Translated(path):
             lock = self._acquired(path, None)
             try:
-                return self._replace(path, buffers, if_version)
+                return self._replace(self._begun(path, buffers), if_version)
             finally:
                 lock.release()
 
     def create(self, path: str) -> Writer:
-        with _Translated(path):
-            return _NewFile(path, *self._with_parents(path, lambda: _unnamed(path)))
+        with Translated(path):
+            return _NewFile(path, *self._with_parents(path, lambda: new_unnamed(path)))
 
     def put(self, path: str, buffers: Sequence[Buffer]) -> None:
         new = self.create(path)
@@ -258,21 +257,14 @@ class LocalStorage:
             new.abort()
             raise
 
-    @contextmanager
-    def hold(self, path: str, timeout: float) -> Iterator[Hold]:
+    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
         """A second writer in the same thread waits too, and so for ever: write through the :class:`Hold`."""
         if not self._capabilities.hold:
             raise UnsupportedError("locking='none' cannot make other writers wait; use locking='os'")
-        with _Translated(path):
-            lock = self._acquired(path, timeout)
-        try:
-            yield _Held(self, path)
-        finally:
-            with _Translated(path):
-                lock.release()
+        return _Held(self, path, timeout)
 
     def delete(self, path: str) -> None:
-        with _Translated(path):
+        with Translated(path):
             if path.endswith("/"):
                 self._delete_tree(path.rstrip("/"))
                 return
@@ -291,7 +283,7 @@ class LocalStorage:
 
     def rename(self, source: str, target: str) -> None:
         source, target = source.rstrip("/"), target.rstrip("/")
-        with _Translated(source):
+        with Translated(source):
             if not stat.S_ISDIR(os.stat(source).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory", source)
             try:
@@ -306,44 +298,47 @@ class LocalStorage:
     def sync(self, paths: Iterable[str]) -> None:
         if not self._durable:
             return
-        files = [path.rstrip("/") for path in paths]
-        _in_threads(_sync, dict.fromkeys(files))
-        _in_threads(_sync, dict.fromkeys(os.path.dirname(path) for path in files))
+        files = dict.fromkeys(path.rstrip("/") for path in paths)
+        for names in (files, dict.fromkeys(map(os.path.dirname, files))):
+            each(_sync, names, min(_SYNC_THREADS, len(names) // _SYNCS_A_THREAD))
 
     def _acquired(self, path: str, timeout: float | None) -> Lock:
         lock = Lock(path, self._settings.locking)
         self._with_parents(path, lambda: lock.acquire(timeout))
         return lock
 
-    def _replace(self, path: str, buffers: Sequence[Buffer], if_version: Token | Condition) -> Token:
-        """What :meth:`write` does while it holds the lock."""
+    def _begun(self, path: str, buffers: Sequence[Buffer]) -> _NewFile:
+        """What is to replace ``path``, under a name that listings leave out, already on its way to the disk."""
+        new = _NewFile(path, *self._with_parents(path, lambda: new_named(path)))
         try:
-            old = os.stat(path)
-        except FileNotFoundError:
-            old = None
-        if if_version is not ANY and (None if old is None else _token(old)) != (
-            None if if_version is ABSENT else if_version
-        ):
-            raise _changed(path)
-        temporary = _temporary_name(path)
-        fd = self._with_parents(path, lambda: os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        try:
-            _write(fd, buffers)
-            status = _stamp(fd, 0 if old is None else old.st_mtime_ns)
+            new.write(buffers)
             if self._durable:
-                os.fsync(fd)
-            if if_version is ABSENT:
-                _name_new(temporary, path)
-            else:
-                os.rename(temporary, path)
-        except BaseException as error:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            if isinstance(error, FileExistsError):
-                raise _changed(path) from error
+                start_to_sync(new.fd)
+        except BaseException:
+            new.abort()
             raise
+        return new
+
+    def _replace(self, new: _NewFile, if_version: Token | Condition) -> Token:
+        """Put it in its place, for the holder of the lock."""
+        path = new.path
+        try:
+            try:
+                old = os.stat(path)
+            except FileNotFoundError:
+                old = None
+            if if_version is not ANY and (None if old is None else _token(old)) != (
+                None if if_version is ABSENT else if_version
+            ):
+                raise changed(path)
+            status = stamp(new.fd, 0 if old is None else old.st_mtime_ns)
+            if self._durable:
+                os.fsync(new.fd)
+            new.give_name(may_replace=if_version is not ABSENT)
+        except FileExistsError as error:
+            raise changed(path) from error
         finally:
-            os.close(fd)
+            new.abort()
         try:
             self._sync_directory(os.path.dirname(path))
         except OSError as error:
@@ -381,146 +376,95 @@ class LocalStorage:
 
     def _sync_directory(self, directory: str) -> None:
         if self._durable:
-            _fsync(directory or "/")
+            fsync(directory or "/")
 
 
 class _Held:
     """A :class:`~ocdbt_py.storage.protocol.Hold`."""
 
-    def __init__(self, storage: LocalStorage, path: str) -> None:
+    def __init__(self, storage: LocalStorage, path: str, timeout: float) -> None:
         self._storage = storage
         self._path = path
+        self._timeout = timeout
+        self._begun: list[_NewFile] = []
+
+    def __enter__(self) -> _Held:
+        with Translated(self._path):
+            self._lock = self._storage._acquired(self._path, self._timeout)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with Translated(self._path):
+            try:
+                for new in self._begun:
+                    new.abort()
+            finally:
+                self._lock.release()
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
-        with _Translated(self._path):
-            return self._storage._replace(self._path, buffers, if_version)
+        return self.begin(buffers)(if_version)
+
+    def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
+        with Translated(self._path):
+            new = self._storage._begun(self._path, buffers)
+        self._begun.append(new)
+
+        def put_in_place(if_version: Token | Condition) -> Token:
+            with Translated(self._path):
+                return self._storage._replace(new, if_version)
+
+        return put_in_place
 
 
 class _NewFile:
     """A :class:`~ocdbt_py.storage.protocol.Writer`. ``temporary`` is the name the open file has so far, if any."""
 
     def __init__(self, path: str, fd: int, temporary: str | None) -> None:
-        self._path = path
-        self._fd = fd
+        self.path = path
+        self.fd = fd
         self._temporary = temporary
 
     def write(self, buffers: Sequence[Buffer]) -> None:
-        with _Translated(self._path):
-            _write(self._fd, buffers)
+        with Translated(self.path):
+            append(self.fd, buffers)
 
     def close(self) -> None:
-        with _Translated(self._path):
+        with Translated(self.path):
             try:
-                if self._temporary is not None:
-                    _name_new(self._temporary, self._path)
-                    self._temporary = None
-                else:
-                    # src_dir_fd is not used with an absolute path, but it is what makes Python follow the link
-                    os.link(f"/proc/self/fd/{self._fd}", self._path, src_dir_fd=self._fd, follow_symlinks=True)
+                self.give_name(may_replace=False)
             finally:
                 self.abort()
 
+    def give_name(self, *, may_replace: bool) -> None:
+        """The file is seen from now on; ``FileExistsError``."""
+        if self._temporary is None:
+            # src_dir_fd is not used with an absolute path, but it is what makes Python follow the link
+            os.link(f"/proc/self/fd/{self.fd}", self.path, src_dir_fd=self.fd, follow_symlinks=True)
+            return
+        if may_replace:
+            os.rename(self._temporary, self.path)
+        else:
+            give_new_name(self._temporary, self.path)
+        self._temporary = None
+
     def abort(self) -> None:
-        with _Translated(self._path):
+        with Translated(self.path):
             if self._temporary is not None:
                 with suppress(FileNotFoundError):
                     os.unlink(self._temporary)
                 self._temporary = None
-            if self._fd >= 0:
-                fd, self._fd = self._fd, -1
+            if self.fd >= 0:
+                fd, self.fd = self.fd, -1
                 os.close(fd)
-
-
-class _Translated:
-    """The border: inside ``OSError``, outside ours. ``reading``: what lies below a file is absent, no obstacle."""
-
-    __slots__ = ("_path", "_reading")
-
-    def __init__(self, path: str, *, reading: bool = False) -> None:
-        self._path = path
-        self._reading = reading
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, OcdbtError):
-            raise _translated(error, self._path, self._reading) from error
-
-
-def _translated(error: OSError, path: str, reading: bool) -> OcdbtError:
-    where = error.filename if isinstance(error.filename, str) else path
-    match error:
-        case FileNotFoundError():
-            return PathNotFoundError(f"There is no {where}", path=path)
-        case NotADirectoryError() if reading:
-            return PathNotFoundError(f"There is no {where}: one of its parents is a file", path=path)
-        case NotADirectoryError():
-            return StorageError(
-                f"{where} cannot be made, for one of its parents is a file, or it is no directory itself",
-                kind="not-a-directory",
-                path=path,
-            )
-        case IsADirectoryError():
-            return StorageError(f"{path} is a directory, where a file is expected", kind="not-a-file", path=path)
-        case FileExistsError():
-            return AlreadyExistsError(f"{path} is there already", path=path)
-        case PermissionError():
-            return StoragePermissionError(f"{where}: {error.strerror}; check owner and mode", path=path)
-        case _:
-            return StorageError(f"{where}: {error.strerror or error}", path=path)
 
 
 def _token(status: os.stat_result) -> Token:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def _changed(path: str) -> ConflictError:
-    return ConflictError(
-        f"{path} is not what the write was to replace: another writer was faster", kind="condition", path=path
-    )
-
-
-def _too_short(path: str, start: int, stop: int, size: int) -> CorruptDataError:
-    return CorruptDataError(
-        f"{path} ends at byte {size}, but bytes {start} to {stop} of it are needed; the file was cut or is another one",
-        path=path,
-        offset=start,
-    )
-
-
 def _check_within(path: str, status: os.stat_result, start: int, stop: int) -> None:
     if stop > status.st_size:
-        raise _too_short(path, start, stop, status.st_size)
-
-
-def _open(path: str) -> tuple[int, os.stat_result]:
-    """A file open for reading. Nothing but a regular file, and no wait for the writer of a pipe."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode):
-            return fd, status
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "Is a directory", path)
-        raise OSError(errno.EINVAL, "is a device, pipe or socket, where a file is expected", path)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _pread(fd: int, start: int, length: int) -> bytes:
-    """Less than ``length`` bytes only at the end of the file; one call of the system moves at most 2 GiB."""
-    data = os.pread(fd, length, start)
-    if len(data) == length:
-        return data
-    parts = [data]
-    while parts[-1] and (length := length - len(parts[-1])):
-        start += len(parts[-1])
-        parts.append(os.pread(fd, length, start))
-    return b"".join(parts)
+        raise too_short(path, start, stop, status.st_size)
 
 
 def _runs(indices: Sequence[int], ranges: Sequence[ByteRange]) -> Iterator[tuple[int, int, Sequence[int]]]:
@@ -536,97 +480,6 @@ def _runs(indices: Sequence[int], ranges: Sequence[ByteRange]) -> Iterator[tuple
     yield begin, end, indices[first:]
 
 
-def _write(fd: int, buffers: Sequence[Buffer]) -> None:
-    """Append all of them; a call takes a bounded number of buffers and may end in the middle of one."""
-    pending = deque(buffer for buffer in buffers if len(buffer))
-    while pending:
-        count = os.writev(fd, list(islice(pending, _BUFFERS_A_CALL)))
-        while pending and count >= len(pending[0]):
-            count -= len(pending.popleft())
-        if count:
-            pending[0] = memoryview(pending[0])[count:]
-
-
-def _stamp(fd: int, before: int) -> os.stat_result:
-    """Give the open file the time now, or a later one than ``before`` (nanoseconds)."""
-    for step in _TIME_STEPS:
-        moment = max(time.time_ns(), before + step)
-        os.utime(fd, ns=(moment, moment))
-        status = os.fstat(fd)
-        if status.st_mtime_ns > before:
-            return status
-    raise StorageError("This filesystem does not keep times of modification, without which no change can be seen")
-
-
-def _temporary_name(path: str) -> str:
-    return f"{path}_{os.urandom(8).hex()}{SUFFIX}"
-
-
-def _unnamed(path: str) -> tuple[int, str | None]:
-    """A new open file in the directory of ``path``, and its name, where the system does not know files without one."""
-    if hasattr(os, "O_TMPFILE") and os.path.exists("/proc/self/fd"):
-        try:
-            return os.open(os.path.dirname(path) or "/", os.O_TMPFILE | os.O_WRONLY, 0o666), None
-        except OSError as error:
-            if error.errno not in _NO_UNNAMED_FILES:
-                raise
-    name = _temporary_name(path)
-    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), name
-
-
-def _name_new(temporary: str, path: str) -> None:
-    """Rename, but never onto a file that is there: ``FileExistsError``."""
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # empty for a moment, but ours
-        os.rename(temporary, path)
-    else:
-        os.unlink(temporary)
-
-
-def _fsync(path: str) -> None:
-    """Of a file or a directory."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _sync(path: str) -> None:
-    with _Translated(path):
-        _fsync(path or "/")
-
-
-def _in_threads(function: Callable[[str], None], items: Iterable[str]) -> None:
-    """Call it with each item, a few at a time; the first error is raised when all have ended.
-
-    Threads of our own, not a pool: pools refuse work while the interpreter exits, when the last save may still run.
-    """
-    pending = deque(items)
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        while True:
-            try:
-                item = pending.popleft()
-            except IndexError:
-                return
-            try:
-                function(item)
-            except BaseException as error:
-                errors.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(min(_SYNC_THREADS, len(pending) // _SYNCS_A_THREAD) - 1)]
-    with suppress(RuntimeError):  # no more threads: then there are fewer, or only this one
-        for thread in threads:
-            thread.start()
-    work()
-    for thread in threads:
-        if thread.ident is not None:
-            thread.join()
-    if errors:
-        raise errors[0]
+    with Translated(path):
+        fsync(path or "/")

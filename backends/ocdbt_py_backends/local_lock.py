@@ -85,13 +85,14 @@ class Lock:
                 _unlock(fd)
                 os.close(fd)
                 raise
-            if os.path.sameopenfile(fd, again):
+            held, named = os.fstat(fd), os.fstat(again)
+            if os.path.samestat(held, named):
                 os.close(again)
                 break
             _unlock(fd)
             os.close(fd)
             fd = again
-        if os.fstat(fd).st_size:
+        if held.st_size:
             # TensorStore writes the new content into this file, without truncating what a crash may have left in it
             os.ftruncate(fd, 0)
         return fd

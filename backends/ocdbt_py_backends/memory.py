@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal
@@ -276,9 +276,16 @@ class _Held:
         self._path = path
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
+        return self.begin(buffers)(if_version)
+
+    def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
         file = self._storage._new_file(self._path, buffers)
-        with _turns.changed:
-            return self._storage._replace(file, if_version)
+
+        def put_in_place(if_version: Token | Condition) -> Token:
+            with _turns.changed:
+                return self._storage._replace(file, if_version)
+
+        return put_in_place
 
 
 class _NewFile:

@@ -278,6 +278,8 @@ def _check_columns(keys: Sequence[bytes], *columns: NDArray[Any]) -> None:
 
 
 def _check_locations(offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+    if not len(offsets):
+        return
     bad = (offsets < 0) | (lengths < 0) | (offsets > MAX_OFFSET - np.maximum(lengths, 0))
     if bad.any():
         entry = int(bad.argmax())
@@ -288,7 +290,9 @@ def _check_locations(offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> 
 
 def _encode_files(files: tuple[DataFileId, ...], file_ids: NDArray[np.int64]) -> tuple[bytes, NDArray[np.int64]]:
     """The canonical table of the files that are used, and their numbers in it."""
-    if len(file_ids) and not 0 <= int(file_ids.min()) <= int(file_ids.max()) < len(files):
+    if not len(file_ids):
+        return encode_file_table(())[0], file_ids
+    if not 0 <= int(file_ids.min()) <= int(file_ids.max()) < len(files):
         raise InvalidArgumentError(f"A file number is outside the {len(files)} files of the node")
     used = np.bincount(file_ids, minlength=len(files)).nonzero()[0].tolist()
     table, numbers = encode_file_table(files[file_id] for file_id in used)

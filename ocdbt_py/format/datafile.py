@@ -78,27 +78,27 @@ def encode_file_table(files: Iterable[DataFileId]) -> tuple[bytes, dict[DataFile
     """The canonical table of ``files`` (sorted, each once), and the number of each in it."""
     table = sorted(set(files))
     prefixes, suffixes = [], []
-    previous = NO_FILE
-    for number, file in enumerate(table):
-        path = file.path
+    path_before = base_before = b""
+    for base, relative in table:
+        path = base + relative
         if len(path) > MAX_PATH_LENGTH:
             raise InvalidArgumentError(
                 f"Data file path of {len(path)} bytes exceeds {MAX_PATH_LENGTH}: {path[:80]!r}..."
             )
         # A shared prefix ends with the base path unless both base paths are the same.
-        if file.base_path == previous.base_path:
-            shared = common_prefix_length(path, previous.path)
+        if base == base_before:
+            shared = common_prefix_length(path, path_before)
         else:
-            shared = common_prefix_length(file.base_path, previous.base_path)
-        prefixes.append(shared if number else 0)
-        suffixes.append(path[prefixes[-1] :])
-        previous = file
+            shared = common_prefix_length(base, base_before)
+        prefixes.append(shared)
+        suffixes.append(path[shared:])
+        path_before, base_before = path, base
     encoded = b"".join(
         (
             encode_varint(len(table)),
             encode_varint_column(prefixes[1:]),
             encode_varint_column([len(suffix) for suffix in suffixes]),
-            encode_varint_column([len(file.base_path) for file in table]),
+            encode_varint_column([len(base) for base, _ in table]),
             *suffixes,
         )
     )

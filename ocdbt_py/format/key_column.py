@@ -7,7 +7,8 @@
 
 A leaf may hold a million keys, and whoever reads it mostly wants one, or writes it back with one more. So a column is
 cut into keys a run at a time, a run when it is first asked for; the first key of every run is put together at once,
-and a search among those finds the run to cut. A column never changes, but what has been cut is kept.
+and a search among those finds the run to cut. A column never changes, but what has been cut is kept; and a column of
+moderate size that was made from keys keeps them, and hands them on to what is made of it with one key more.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from numpy.typing import NDArray
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.datafile import common_prefix_length
 
-__all__ = ["LARGE", "KeyColumn", "common_prefix_lengths", "cut_for", "key_lengths", "merge_keys", "search"]
+__all__ = ["LARGE", "LONG", "KeyColumn", "common_prefix_lengths", "cut_for", "key_lengths", "merge_keys", "search"]
 
 LARGE: Final = 512
 """Keys; so many are cut sooner than a column of them is checked."""
 
+LONG: Final = 64
+"""Keys; a column of so many is spliced sooner than made anew."""
+
 _RUN = 256  # keys cut together: about 50 us; and a million keys have 4000 first keys
 _FEW = 16  # keys; below it a loop is faster than NumPy
 _BLOCK = 4096  # keys compared at once, as rows of a matrix as wide as the longest of them
+_KEPT = 4096  # keys that a column keeps whole; a list of so many is copied in 10 us
 _WIDEST = 4096  # bytes; keys longer than this are compared one by one
 _MANY_SEARCHES: Final = 16  # among so many keys one search each, and a list of all keys is faster
 _SPLICED: Final = 8  # of so many keys at most one is new where a column is spliced, not made anew
@@ -44,15 +49,18 @@ class KeyColumn(Sequence[bytes]):
     key before it shares ``shared[i]`` bytes, not one more; the first shares none.
     """
 
-    __slots__ = ("_cut", "_firsts", "_last", "shared", "starts", "suffixes")
+    __slots__ = ("_cut", "_firsts", "_keys", "_last", "shared", "starts", "suffixes")
 
-    def __init__(self, shared: NDArray[np.int64], starts: NDArray[np.int64], suffixes: bytes) -> None:
+    def __init__(
+        self, shared: NDArray[np.int64], starts: NDArray[np.int64], suffixes: bytes, keys: list[bytes] | None = None
+    ) -> None:
         self.shared = shared
         self.starts = starts
         self.suffixes = suffixes
         self._firsts: list[bytes] = []  # of the runs; empty until needed
         self._cut: dict[int, list[bytes]] = {}
         self._last: bytes | None = None  # the last key, once it is known
+        self._keys = keys if keys is not None and len(keys) <= _KEPT else None  # all of them, and then the rest unused
 
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> KeyColumn:
@@ -64,7 +72,7 @@ class KeyColumn(Sequence[bytes]):
         starts = np.zeros(len(keys) + 1, np.int64)
         np.cumsum(key_lengths(keys) - shared, out=starts[1:])
         suffixes = b"".join([key[same:] for key, same in zip(keys, shared.tolist(), strict=True)])
-        return cls(shared, starts, suffixes)
+        return cls(shared, starts, suffixes, list(keys))
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -78,6 +86,8 @@ class KeyColumn(Sequence[bytes]):
 
     def search(self, key: bytes) -> int:
         """The index of the first key that is not less than ``key``, as ``bisect_left`` has it."""
+        if self._keys is not None:
+            return bisect_left(self._keys, key)
         run = bisect_right(self._first_keys(), key) - 1
         return run * _RUN + bisect_left(self._run(run), key) if run >= 0 else 0
 
@@ -88,7 +98,8 @@ class KeyColumn(Sequence[bytes]):
         shared = self.shared[start:stop].copy()
         starts = self.starts[start : stop + 1] + (len(first) - behind)
         shared[0] = starts[0] = 0
-        return KeyColumn(shared, starts, first + self.suffixes[behind:end])
+        keys = None if self._keys is None else self._keys[start:stop]
+        return KeyColumn(shared, starts, first + self.suffixes[behind:end], keys)
 
     def __len__(self) -> int:
         return len(self.shared)
@@ -98,6 +109,8 @@ class KeyColumn(Sequence[bytes]):
     @overload
     def __getitem__(self, index: slice) -> list[bytes]: ...
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if self._keys is not None:
+            return self._keys[index]
         places = range(len(self))[index]
         if isinstance(places, int):
             if places == 0:
@@ -114,6 +127,8 @@ class KeyColumn(Sequence[bytes]):
         return keys[places.start - first * _RUN : places.stop - first * _RUN]
 
     def __iter__(self) -> Iterator[bytes]:
+        if self._keys is not None:
+            return iter(self._keys)
         return chain.from_iterable(map(self._run, range(-(-len(self) // _RUN))))
 
     def _run(self, number: int) -> list[bytes]:
@@ -165,7 +180,10 @@ def merge_keys(old: Sequence[bytes], new: Sequence[bytes], order: NDArray[np.int
     new key is an old one that it replaces, ``old`` itself is the answer.
     """
     if isinstance(old, KeyColumn):
-        changed = np.flatnonzero((order >= len(old)) | (np.diff(order, prepend=-1) != 1))
+        is_changed = order >= len(old)
+        is_changed[:1] |= order[:1] != 0
+        is_changed[1:] |= order[1:] != order[:-1] + 1
+        changed = is_changed.nonzero()[0]
         if len(changed) * _SPLICED < len(order):
             return _splice(old, new, order, changed)
     keys = [*old, *new]
@@ -182,10 +200,10 @@ def _splice(old: KeyColumn, new: Sequence[bytes], order: NDArray[np.int64], chan
     rows, numbers = changed.tolist(), order[changed].tolist()
     if len(order) == count and all(old[row] == numbered(i) for row, i in zip(rows, numbers, strict=True)):
         return old
-    unchanged = np.where(order < count, order, 0)
-    shared, sizes = old.shared[unchanged], old.sizes[unchanged]
+    shared, sizes = old.shared.take(order, mode="clip"), old.sizes.take(order, mode="clip")
     bounds = [*rows, len(order)]
     pieces = [old.suffixes[: int(old.starts[bounds[0]])]]
+    keys = None if old._keys is None else old._keys[: bounds[0]]
     for row, i, following in zip(rows, numbers, bounds[1:], strict=True):
         key = numbered(i)
         same = 0
@@ -196,11 +214,15 @@ def _splice(old: KeyColumn, new: Sequence[bytes], order: NDArray[np.int64], chan
             same = common_prefix_length(before, key)
         shared[row], sizes[row] = same, len(key) - same
         pieces.append(key[same:])
-        if row + 1 < following:  # they follow key i in the old column as well
-            pieces.append(old.suffixes[int(old.starts[i + 1]) : int(old.starts[i + following - row])])
+        behind, end = i + 1, i + following - row  # unless empty, these follow key i in the old column as well
+        if behind < end:
+            pieces.append(old.suffixes[int(old.starts[behind]) : int(old.starts[end])])
+        if keys is not None and old._keys is not None:
+            keys.append(key)
+            keys += old._keys[behind:end]
     starts = np.zeros(len(order) + 1, np.int64)
     np.cumsum(sizes, out=starts[1:])
-    spliced = KeyColumn(shared, starts, b"".join(pieces))
+    spliced = KeyColumn(shared, starts, b"".join(pieces), keys)
     spliced._last = numbered(int(order[-1]))  # both ends of a node are asked for each time it is written
     return spliced
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,7 @@ _SHORT = 64  # values; below it a loop beats the fixed cost of NumPy's calls
 _LONGEST = {16: 5, 32: 5, 64: 10}  # bytes; a 16-bit field is a 32-bit varint with a bound
 
 
+@lru_cache(maxsize=4096)  # a manifest says again what the one before said, but for one version of sixteen
 def encode_varint(value: int) -> bytes:
     """``value`` as an unsigned LEB128 number, in the shortest form.
 
@@ -80,10 +82,11 @@ def encode_varint_column(values: Sequence[int] | NDArray[np.integer]) -> bytes:
 
 def encode_u64_column(values: Sequence[int]) -> bytes:
     """Fixed-width little-endian numbers, one after the other."""
-    for value in values:
-        if not 0 <= value <= MAX_U64:
-            raise InvalidArgumentError(f"{value} is not an unsigned 64-bit number")
-    return struct.pack(f"<{len(values)}Q", *values)
+    try:
+        return struct.pack(f"<{len(values)}Q", *values)
+    except struct.error:
+        wrong = next(value for value in values if not 0 <= value <= MAX_U64)
+        raise InvalidArgumentError(f"{wrong} is not an unsigned 64-bit number") from None
 
 
 class Reader:

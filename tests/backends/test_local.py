@@ -100,6 +100,14 @@ def test_the_token_is_device_inode_and_time_of_modification(storage: LocalStorag
     assert token == (status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
+def test_every_write_has_a_token_of_its_own_also_of_the_same_bytes(storage: LocalStorage, tmp_path: Path) -> None:
+    path = f"{tmp_path}/f"
+    tokens = [storage.write(path, [b"same"]) for _ in range(30)]
+    storage.delete(path)
+    tokens.append(storage.write(path, [b"same"], ABSENT))
+    assert len(set(tokens)) == 31
+
+
 def test_the_time_grows_even_when_the_clock_does_not(storage: LocalStorage, tmp_path: Path) -> None:
     path = f"{tmp_path}/f"
     storage.write(path, [b"x"])
@@ -401,6 +409,16 @@ def test_a_left_over_lock_is_emptied_while_held_and_removed(storage: LocalStorag
     with storage.hold(f"{tmp_path}/f", 0) as hold:
         assert lock.read_bytes() == b""
         hold.write([b"x"])
+    assert names(tmp_path) == ["f"]
+
+
+def test_what_was_begun_is_gone_with_the_hold_unless_put_in_place(storage: LocalStorage, tmp_path: Path) -> None:
+    with storage.hold(f"{tmp_path}/f", 0) as hold:
+        put_in_place = hold.begin([b"x"])
+        hold.begin([b"never"])
+        assert not (tmp_path / "f").exists()
+        put_in_place(ABSENT)
+        assert (tmp_path / "f").read_bytes() == b"x"
     assert names(tmp_path) == ["f"]
 
 

@@ -24,11 +24,12 @@ INCREASING = st.sets(KEYS, min_size=1, max_size=40).map(sorted)
 LIKE_A_CHECKPOINT = sorted(b"block_%d/item_%d/w" % (i // 100, i % 100) for i in range(MANY))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_runs() -> Iterator[None]:
-    """A few keys then make several runs."""
+@pytest.fixture(autouse=True, scope="module", params=[0, 4096], ids=["cut", "kept"])
+def short_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A few keys then make several runs, unless the column keeps all of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(key_column, "_RUN", 3)
+        patch.setattr(key_column, "_KEPT", request.param)
         yield
 
 

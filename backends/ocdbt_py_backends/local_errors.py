@@ -1,0 +1,71 @@
+"""What goes wrong with local files, in our terms: the border between ``OSError`` and :mod:`ocdbt_py.errors`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from ocdbt_py.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptDataError,
+    OcdbtError,
+    PathNotFoundError,
+    StorageError,
+    StoragePermissionError,
+)
+
+
+class Translated:
+    """The border: inside ``OSError``, outside ours. ``reading``: what lies below a file is absent, no obstacle."""
+
+    __slots__ = ("_path", "_reading")
+
+    def __init__(self, path: str, *, reading: bool = False) -> None:
+        self._path = path
+        self._reading = reading
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, OcdbtError):
+            raise _translated(error, self._path, self._reading) from error
+
+
+def _translated(error: OSError, path: str, reading: bool) -> OcdbtError:
+    where = error.filename if isinstance(error.filename, str) else path
+    match error:
+        case FileNotFoundError():
+            return PathNotFoundError(f"There is no {where}", path=path)
+        case NotADirectoryError() if reading:
+            return PathNotFoundError(f"There is no {where}: one of its parents is a file", path=path)
+        case NotADirectoryError():
+            return StorageError(
+                f"{where} cannot be made, for one of its parents is a file, or it is no directory itself",
+                kind="not-a-directory",
+                path=path,
+            )
+        case IsADirectoryError():
+            return StorageError(f"{path} is a directory, where a file is expected", kind="not-a-file", path=path)
+        case FileExistsError():
+            return AlreadyExistsError(f"{path} is there already", path=path)
+        case PermissionError():
+            return StoragePermissionError(f"{where}: {error.strerror}; check owner and mode", path=path)
+        case _:
+            return StorageError(f"{where}: {error.strerror or error}", path=path)
+
+
+def changed(path: str) -> ConflictError:
+    return ConflictError(
+        f"{path} is not what the write was to replace: another writer was faster", kind="condition", path=path
+    )
+
+
+def too_short(path: str, start: int, stop: int, size: int) -> CorruptDataError:
+    return CorruptDataError(
+        f"{path} ends at byte {size}, but bytes {start} to {stop} of it are needed; the file was cut or is another one",
+        path=path,
+        offset=start,
+    )
