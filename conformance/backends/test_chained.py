@@ -382,7 +382,7 @@ def test_a_cache_around_an_archive_and_an_archive_in_a_cache(tmp_path: Path, cac
             ocdbt_py.open(url, "r+", storage_options=options)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")  # about threads of others, by a newer Python or by JAX, if it is there
 def test_what_another_thread_held_when_the_process_forked_is_free_in_the_child(cache: str) -> None:
     storage, below = counted(BlockCache((cache,)))
     put(storage, "/f", CONTENT)

@@ -379,7 +379,7 @@ def test_a_connection_that_broke_is_made_again(ftp_server: Server) -> None:
     assert list(storage.list(f"{place.path}/", deep=True)) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of a newer Python, about threads of others
+@pytest.mark.filterwarnings("ignore:.*fork")  # about threads of others, by a newer Python or by JAX, if it is there
 def test_a_forked_child_connects_anew(ftp_server: Server) -> None:
     place = resolve(ftp_server.url(), storage_options=dict(ftp_server.storage_options))
     storage, path = place.storage, f"{place.path}/f"

@@ -262,7 +262,7 @@ def test_more_threads_than_sessions_share_them(place: Place) -> None:
     assert len(storage._connection._sessions) <= sftp_connection.SESSIONS
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of a newer Python, about threads of others
+@pytest.mark.filterwarnings("ignore:.*fork")  # about threads of others, by a newer Python or by JAX, if it is there
 def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone(place: Place) -> None:
     storage, root, _ = place
     put(storage, f"{root}/f", b"x")
