@@ -35,6 +35,7 @@ __all__ = [
     "Span",
     "piece_count",
     "pieces",
+    "pieces_within",
     "select",
     "spans",
 ]
@@ -174,6 +175,16 @@ def pieces(selection: Selection, chunks: Sequence[int]) -> Iterator[Piece]:
     if all(axis.size for axis in selection.axes):
         for chunk, inside, target in _grid(selection.axes, chunks):
             yield Piece(chunk, inside, target)
+
+
+def pieces_within(piece: Piece, chunks: Sequence[int]) -> Iterator[Piece]:
+    """What the chunks of a shard contribute to a piece of it; ``chunk`` is then the chunk's place in the shard."""
+    for chunk, inside, target in _grid(piece.inside, chunks):
+        shifted = (
+            slice(whole.start + part.start, whole.start + part.stop)
+            for whole, part in zip(piece.target, target, strict=True)
+        )
+        yield Piece(chunk, inside, tuple(shifted))
 
 
 def _grid(

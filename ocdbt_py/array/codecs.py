@@ -1,4 +1,4 @@
-"""Compression of chunks: a fixed list of methods, each decoded into exactly the size the metadata declares.
+"""Compression and checksums of chunks: a fixed list of methods, each decoded into exactly the size declared.
 
 zstd, zlib, gzip and bz2 are read and written; blosc is read where ``numcodecs`` is installed, by its blosc module
 directly. Nothing is looked up by a name from a file except in the table below: ``numcodecs`` by id would offer pickle.
@@ -19,17 +19,24 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, UnsupportedError
+from ocdbt_py.format.checksum import crc32c
 
 __all__ = [
+    "CHECKSUM_BYTES",
     "Compressor",
     "Decoder",
     "Encoder",
+    "checked",
     "compressor_from_json",
     "compressor_to_json",
     "refuse_impossible",
+    "with_checksum",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+CHECKSUM_BYTES: Final = 4
+"""What the codec ``crc32c`` of zarr v3 adds: the CRC-32C of the bytes before, little endian."""
 
 # Lowest and highest level, as TensorStore takes them.
 _LEVELS: Final = {"zstd": (-131072, 22), "zlib": (0, 9), "gzip": (0, 9), "bz2": (1, 9), "blosc": (0, 9)}
@@ -48,13 +55,15 @@ _HIGHEST_RATIO: Final = {"zlib": 1032, "gzip": 1032, "bz2": 900_000 // 5 * 259 /
 
 @dataclass(frozen=True, slots=True)
 class Compressor:
-    """A method and its level (1 is Orbax's for zstd); the last three belong to blosc alone."""
+    """A method and its level (1 is Orbax's for zstd). ``checksum``, in each frame, belongs to zstd alone, what comes
+    before it to blosc."""
 
     id: str = "zstd"
     level: int = 1
     cname: str = "lz4"
     shuffle: int = -1
     blocksize: int = 0
+    checksum: bool = False
 
     def __post_init__(self) -> None:
         if self.id not in _LEVELS:
@@ -64,6 +73,8 @@ class Compressor:
             raise InvalidArgumentError(f"Level {self.level} of {self.id} is not between {low} and {high}")
         if self.cname not in _BLOSC_INNER or not -1 <= self.shuffle <= 2 or self.blocksize < 0:
             raise InvalidArgumentError(f"Not parameters of blosc: {self.cname!r}, {self.shuffle}, {self.blocksize}")
+        if self.checksum and self.id != "zstd":
+            raise InvalidArgumentError(f"{self.id} has no checksum to choose")
 
 
 def compressor_from_json(members: dict[str, Any]) -> Compressor:
@@ -147,21 +158,38 @@ class Encoder:
     """Encodes one chunk after the other. Keeps contexts between them, so every thread needs its own."""
 
     def __init__(self) -> None:
-        self._zstd: dict[int, Any] = {}
+        self._zstd: dict[Compressor, Any] = {}
 
     def encode(self, compressor: Compressor, data: Buffer) -> bytes:
-        """``data`` compressed: one frame with its content size and no checksum, as Orbax's, where it is zstd."""
+        """``data`` compressed: one frame with its content size, as Orbax's, where it is zstd."""
         level = compressor.level
         if compressor.id == "zstd":
-            if level not in self._zstd:
-                self._zstd[level] = _new_compressor(level)
-            return _zstd_frame(self._zstd[level], data)
+            if compressor not in self._zstd:
+                self._zstd[compressor] = _new_compressor(level, compressor.checksum)
+            return _zstd_frame(self._zstd[compressor], data)
         if compressor.id == "bz2":
             return bz2.compress(data, level)
         if compressor.id in _ZLIB_WINDOW:
             stream = zlib.compressobj(level, wbits=_ZLIB_WINDOW[compressor.id])
             return stream.compress(data) + stream.flush()
         raise UnsupportedError(f"{compressor.id} is only read. Write with zstd, zlib, gzip or bz2")
+
+
+def with_checksum(data: Buffer) -> bytes:
+    """``data`` and its CRC-32C."""
+    return b"".join((data, crc32c(data).to_bytes(CHECKSUM_BYTES, "little")))
+
+
+def checked(data: Buffer) -> memoryview:
+    """``data`` without the CRC-32C at its end, which is ``ValueError`` if it is another."""
+    view = memoryview(data)
+    content, stored = view[:-CHECKSUM_BYTES], int.from_bytes(view[-CHECKSUM_BYTES:], "little")
+    if len(view) < CHECKSUM_BYTES:
+        raise ValueError(f"{len(view)} bytes are no room for a checksum")
+    computed = crc32c(content)
+    if computed != stored:
+        raise ValueError(f"the stored CRC-32C is {stored:08x}, of the bytes it is {computed:08x}")
+    return content
 
 
 def _more_or(content: bytes, target: memoryview) -> str:
@@ -245,8 +273,11 @@ def _zstd_highest(data: Buffer) -> int:
 if sys.version_info >= (3, 14):
     from compression import zstd as _zstd
 
-    def _new_compressor(level: int) -> Any:
-        return _zstd.ZstdCompressor(level)
+    def _new_compressor(level: int, checksum: bool) -> Any:
+        parameter = _zstd.CompressionParameter
+        return _zstd.ZstdCompressor(
+            options={parameter.compression_level: level, parameter.checksum_flag: int(checksum)}
+        )
 
     def _zstd_frame(compressor: Any, data: Buffer) -> bytes:
         compressor.set_pledged_input_size(len(data))
@@ -269,8 +300,8 @@ if sys.version_info >= (3, 14):
 else:
     import zstandard as _zstd
 
-    def _new_compressor(level: int) -> _zstd.ZstdCompressor:
-        return _zstd.ZstdCompressor(level=level)
+    def _new_compressor(level: int, checksum: bool) -> _zstd.ZstdCompressor:
+        return _zstd.ZstdCompressor(level=level, write_checksum=checksum)
 
     def _zstd_frame(compressor: _zstd.ZstdCompressor, data: Buffer) -> bytes:
         return compressor.compress(data)

@@ -70,7 +70,7 @@ class LazyArray:
 
     def plan(self, index: Index = ...) -> Iterator[tuple[bytes, int, int | None]]:
         """The requests that ``self[index]`` makes: (key, start, stop), stop None for the value's end."""
-        return plan(self.name, self.spec, index)
+        return plan(self._values, self.name, self.spec, index, missing=self._missing)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """For ``np.asarray``. Reading always makes a new array, so ``copy=False`` is refused, as NumPy has it."""

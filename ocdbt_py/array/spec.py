@@ -1,7 +1,7 @@
 """What a stored array is, whatever document says so: shape, chunks, element type, compression, key of each chunk.
 
-An :class:`ArraySpec` is what ``decode_zarray`` returns and ``encode_zarray`` takes; reading and writing work from it
-alone. It is checked when made, so no other module asks again whether shape and chunks fit together.
+An :class:`ArraySpec` is what ``decode_zarray`` and ``decode_zarr3`` return; reading and writing work from it alone. It
+is checked when made, so no other module asks again whether shape and chunks fit together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ocdbt_py.array.codecs import Compressor
 from ocdbt_py.array.dtypes import ByteOrder, Scalar, dtype_from_name, dtype_name, scalar_of, stored_dtype
+from ocdbt_py.array.sharding import AxisOrder, Sharding, axes_of
 from ocdbt_py.errors import InvalidArgumentError
 
 __all__ = ["MAX_BYTES", "MAX_RANK", "ArraySpec", "array_key"]
@@ -40,24 +41,39 @@ class ArraySpec:
     """One array as stored.
 
     ``dtype`` is the type in memory, in this machine's byte order; ``byte_order`` that of the stored bytes.
-    ``fill_value`` is what a missing chunk reads as; None reads as zero.
+    ``fill_value`` is what a missing chunk reads as; None reads as zero. ``fill_bits``: the bytes of that element in
+    this machine's byte order, where it is a not-a-number unlike others or a negative zero. ``chunks`` is the shape of
+    what is encoded as one; with ``sharding``, several of them may lie under one key. ``checksums``: whether a CRC-32C
+    follows a chunk's elements before they are compressed, and whether one follows what is stored.
     """
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: np.dtype[Any]
-    order: Literal["C", "F"] = "C"
+    order: AxisOrder = "C"
     fill_value: Scalar | None = None
     compressor: Compressor | None = None
     dimension_separator: Literal[".", "/"] = "."
     byte_order: ByteOrder = "<"
-    zarr_format: int = 2
+    zarr_format: Literal[2, 3] = 2
+    chunk_key_encoding: Literal["v2", "default"] = "v2"
+    checksums: tuple[bool, bool] = (False, False)
+    sharding: Sharding | None = None
+    fill_bits: bytes | None = None
 
     # What follows from the above, and is asked for with every chunk.
     chunk_nbytes: int = field(init=False, repr=False, compare=False)
     """Bytes of every chunk when decoded, those that stick out of the array included."""
     chunk_strides: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Bytes from one element of a decoded chunk to the next along each axis."""
+    key_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Shape of what lies under one key: a shard, or a chunk."""
+    key_grid: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Chunks under one key, along each axis."""
+    index_nbytes: int = field(init=False, repr=False, compare=False)
+    """Bytes of the index of a shard, 0 where there are none."""
+    index_strides: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """From one chunk of a shard to the next along each axis, in rows of the shard's index."""
     stored_dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
     """As the elements lie in a chunk; see :func:`ocdbt_py.array.dtypes.stored_dtype`."""
 
@@ -74,19 +90,27 @@ class ArraySpec:
         if chunks and min(chunks) < 1:
             raise InvalidArgumentError(f"Chunks {chunks} are not all 1 or more")
         dtype = dtype_from_name(dtype_name(self.dtype))
-        strides = [0] * len(shape)
-        nbytes = dtype.itemsize
-        for axis in range(len(shape)) if self.order == "F" else reversed(range(len(shape))):
-            strides[axis] = nbytes
-            nbytes *= chunks[axis]
+        strides, nbytes = _strides(self.order, chunks, dtype.itemsize)
         if nbytes > MAX_BYTES:
             raise InvalidArgumentError(f"A chunk of {chunks} elements of {dtype} is too large")
+        if self.checksums[0] and self.compressor is None:
+            raise InvalidArgumentError("A chunk that is not compressed has one checksum, of what is stored")
+        sharding = self.sharding
+        if sharding is not None:
+            _check_sharding(sharding, chunks, dtype.itemsize)
+        key_grid = (1,) * len(chunks) if sharding is None else sharding.grid(chunks)
         fill = None if self.fill_value is None else scalar_of(dtype, self.fill_value)
+        fill_bits = _bits_of_negative_zero(dtype, fill) if self.fill_bits is None else self.fill_bits
         for name, value in (
             ("dtype", dtype),
             ("fill_value", fill),
+            ("fill_bits", fill_bits),
             ("chunk_nbytes", nbytes),
-            ("chunk_strides", tuple(strides)),
+            ("chunk_strides", strides),
+            ("key_shape", chunks if sharding is None else sharding.shape),
+            ("key_grid", key_grid),
+            ("index_nbytes", 0 if sharding is None else sharding.index_nbytes(chunks)),
+            ("index_strides", _strides("C" if sharding is None else sharding.order, key_grid, 1)[0]),
             ("stored_dtype", stored_dtype(dtype, self.byte_order)),
         ):
             object.__setattr__(self, name, value)
@@ -108,19 +132,66 @@ class ArraySpec:
     @property
     def fill_element(self) -> NDArray[Any]:
         """The fill value as one stored element (rank 0, but in this machine's byte order); zero if there is none."""
+        if self.fill_bits is not None:
+            return np.frombuffer(self.fill_bits, self.stored_dtype.newbyteorder("=")).reshape(())
         element = np.asarray(0 if self.fill_value is None else self.fill_value).astype(self.dtype)
         return element.view(self.stored_dtype.newbyteorder("="))
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Chunks along each axis."""
-        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+        """Keys along each axis: chunks, or shards."""
+        return tuple(-(-size // part) for size, part in zip(self.shape, self.key_shape, strict=True))
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the elements of a chunk are stored as such, so that a range of them can be read."""
+        return self.compressor is None and not self.checksums[1]
+
+    @property
+    def is_one_chunk(self) -> bool:
+        """Whether the array is one chunk, and alone under its key."""
+        return self.chunks == self.shape == self.key_shape
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes as a chunk has them, outermost first."""
+        return axes_of(self.order, len(self.shape))
 
     @property
     def metadata_key(self) -> str:
         """The file of the array's document, below its name."""
-        return ".zarray"
+        return ".zarray" if self.zarr_format == 2 else "zarr.json"
 
     def chunk_key(self, index: Sequence[int]) -> str:
-        """The file of one chunk, below the array's name; the only chunk of an array of rank 0 is ``0``."""
+        """The file of one chunk or shard, below the array's name; that of an array of rank 0 is ``0``, or ``c``."""
+        if self.chunk_key_encoding == "default":
+            return self.dimension_separator.join(["c", *map(str, index)])
         return self.dimension_separator.join(map(str, index)) if index else "0"
+
+
+def _strides(order: AxisOrder, shape: Sequence[int], itemsize: int) -> tuple[tuple[int, ...], int]:
+    """From one element to the next along each axis, and the size of all."""
+    axes = axes_of(order, len(shape))
+    if sorted(axes) != list(range(len(shape))):
+        raise InvalidArgumentError(f"{order} is not an order of {len(shape)} axes")
+    strides = [0] * len(shape)
+    for axis in reversed(axes):
+        strides[axis] = itemsize
+        itemsize *= shape[axis]
+    return tuple(strides), itemsize
+
+
+def _bits_of_negative_zero(dtype: np.dtype[Any], value: Scalar | None) -> bytes | None:
+    """Negative zero equals zero, and yet two arrays with these are not alike."""
+    parts = (value.real, value.imag) if isinstance(value, complex) else (value,)
+    if any(isinstance(part, float) and part == 0 and math.copysign(1, part) < 0 for part in parts):
+        return np.array([value]).astype(dtype).tobytes()
+    return None
+
+
+def _check_sharding(sharding: Sharding, chunks: tuple[int, ...], itemsize: int) -> None:
+    shape = sharding.shape
+    if len(shape) != len(chunks) or any(size < 1 or size % chunk for size, chunk in zip(shape, chunks, strict=True)):
+        raise InvalidArgumentError(f"Shards {shape} are not whole multiples of chunks {chunks}")
+    if math.prod(shape) * itemsize > MAX_BYTES or sharding.index_nbytes(chunks) > MAX_BYTES:
+        raise InvalidArgumentError(f"A shard of {shape} elements in chunks of {chunks} is too large")

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from ocdbt_py.array.codecs import Compressor, compressor_from_json, compressor_to_json
-from ocdbt_py.array.documents import decode_object
+from ocdbt_py.array.documents import choice, decode_object, integer, integers, integers_text, member, number_text, shown
 from ocdbt_py.array.dtypes import Scalar, dtype_from_zarr2, stored_dtype, zarr2_spelling
 from ocdbt_py.array.spec import MAX_BYTES, ArraySpec
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, OcdbtError, UnsupportedError
@@ -27,7 +27,6 @@ __all__ = ["decode_zarray", "encode_zarray"]
 _MAX_DOCUMENT = 1 << 16  # bytes; a rank of 32, indented generously, takes four thousand
 _SPECIAL: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
-_MISSING: Final = object()
 
 
 @lru_cache(maxsize=1024)  # the leaves of a checkpoint share a few specs
@@ -37,12 +36,13 @@ def encode_zarray(spec: ArraySpec) -> bytes:
     >>> encode_zarray(ArraySpec((4,), (4,), np.dtype("float32")))[:40]
     b'{"chunks":[4],"compressor":null,"dimensi'
     """
+    fill = "null" if spec.fill_value is None else number_text(spec.fill_value)
     compressor = "null" if spec.compressor is None else compressor_to_json(spec.compressor)
     return (
-        f'{{"chunks":{_integers(spec.chunks)},"compressor":{compressor},'
+        f'{{"chunks":{integers_text(spec.chunks)},"compressor":{compressor},'
         f'"dimension_separator":"{spec.dimension_separator}","dtype":"{zarr2_spelling(spec.dtype, spec.byte_order)}",'
-        f'"fill_value":{_fill_text(spec.fill_value)},"filters":null,"order":"{spec.order}",'
-        f'"shape":{_integers(spec.shape)},"zarr_format":2}}'
+        f'"fill_value":{fill},"filters":null,"order":"{spec.order}",'
+        f'"shape":{integers_text(spec.shape)},"zarr_format":2}}'
     ).encode("ascii")
 
 
@@ -63,67 +63,38 @@ def decode_zarray(data: bytes | memoryview, *, path: str) -> ArraySpec:
 @lru_cache(maxsize=256)
 def _decode(data: bytes) -> ArraySpec:
     document = decode_object(data, path=".zarray", limit=_MAX_DOCUMENT)
-    _integer(_member(document, "zarr_format"), "zarr_format", 2, 2)
-    shape = _dimensions(document, "shape", 0)
-    chunks = _dimensions(document, "chunks", 1)
-    if (filters := _member(document, "filters")) not in (None, []):
+    integer(member(document, "zarr_format"), "zarr_format", 2, 2)
+    shape = integers(document, "shape", 0, MAX_BYTES - 1)
+    chunks = integers(document, "chunks", 1, MAX_BYTES - 1)
+    if (filters := member(document, "filters")) not in (None, []):
         if not isinstance(filters, list):
-            raise CorruptDataError(f"filters is neither null nor a list: {_shown(filters)}")
-        raise UnsupportedError(f"it was written with filters, which neither we nor TensorStore read: {_shown(filters)}")
-    spelling = _member(document, "dtype")
+            raise CorruptDataError(f"filters is neither null nor a list: {shown(filters)}")
+        raise UnsupportedError(f"it was written with filters, which neither we nor TensorStore read: {shown(filters)}")
+    spelling = member(document, "dtype")
     if isinstance(spelling, list):
-        raise UnsupportedError(f"structured data types are not supported: {_shown(spelling)}")
+        raise UnsupportedError(f"structured data types are not supported: {shown(spelling)}")
     if not isinstance(spelling, str):
-        raise CorruptDataError(f"dtype is not a string: {_shown(spelling)}")
+        raise CorruptDataError(f"dtype is not a string: {shown(spelling)}")
     dtype, byte_order = dtype_from_zarr2(spelling)
-    compressor = _member(document, "compressor")
+    compressor = member(document, "compressor")
     try:
         return ArraySpec(
             shape=shape,
             chunks=chunks,
             dtype=dtype,
-            order="F" if _choice(document, "order", ("C", "F")) == "F" else "C",
-            fill_value=_fill_value(_member(document, "fill_value"), stored_dtype(dtype, byte_order), dtype),
+            order="F" if choice(document, "order", ("C", "F")) == "F" else "C",
+            fill_value=_fill_value(member(document, "fill_value"), stored_dtype(dtype, byte_order), dtype),
             compressor=None if compressor is None else _compressor(compressor),
-            dimension_separator="/" if _choice(document, "dimension_separator", (".", "/"), ".") == "/" else ".",
+            dimension_separator="/" if choice(document, "dimension_separator", (".", "/"), ".") == "/" else ".",
             byte_order=byte_order,
         )
     except InvalidArgumentError as error:
         raise CorruptDataError(error.message) from error
 
 
-def _member(document: dict[str, Any], name: str) -> Any:
-    value = document.get(name, _MISSING)
-    if value is _MISSING:
-        raise CorruptDataError(f"{name} is missing")
-    return value
-
-
-def _choice(document: dict[str, Any], name: str, choices: tuple[str, ...], default: object = _MISSING) -> Any:
-    value = _member(document, name) if default is _MISSING else document.get(name, default)
-    if value not in choices:
-        raise CorruptDataError(f"{name} is not one of {', '.join(choices)}")
-    return value
-
-
-def _dimensions(document: dict[str, Any], name: str, lowest: int) -> tuple[int, ...]:
-    values = _member(document, name)
-    if not isinstance(values, list):
-        raise CorruptDataError(f"{name} is not a list: {_shown(values)}")
-    return tuple(_integer(value, name, lowest, MAX_BYTES - 1) for value in values)
-
-
-def _integer(value: object, name: str, lowest: int, highest: int) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise CorruptDataError(f"{name} holds {_shown(value)}, not a whole number from {lowest} to {highest}")
-    return value
-
-
 def _compressor(value: object) -> Compressor:
     if not isinstance(value, dict):
-        raise CorruptDataError(f"compressor is neither null nor an object: {_shown(value)}")
+        raise CorruptDataError(f"compressor is neither null nor an object: {shown(value)}")
     return compressor_from_json(value)
 
 
@@ -138,13 +109,13 @@ def _fill_value(value: object, stored: np.dtype[Any], dtype: np.dtype[Any]) -> S
                 return complex(np.frombuffer(binascii.a2b_base64(value, strict_mode=True), stored, 1)[0])
             except ValueError as error:  # binascii.Error is one
                 raise CorruptDataError(f"fill_value is not {dtype.itemsize} bytes of base64") from error
-        raise CorruptDataError(f"fill_value of {dtype} is neither two numbers nor base64: {_shown(value)}")
+        raise CorruptDataError(f"fill_value of {dtype} is neither two numbers nor base64: {shown(value)}")
     if dtype.kind == "b":
         if not isinstance(value, bool):
-            raise CorruptDataError(f"fill_value of {dtype} is not true or false: {_shown(value)}")
+            raise CorruptDataError(f"fill_value of {dtype} is not true or false: {shown(value)}")
         return value
     if dtype.name.startswith(("int", "uint")):
-        return _integer(value, "fill_value", -MAX_BYTES - 1, 2 * MAX_BYTES + 1)
+        return integer(value, "fill_value", -MAX_BYTES - 1, 2 * MAX_BYTES + 1)
     return _number(value)
 
 
@@ -159,37 +130,4 @@ def _number(value: object) -> float:
             return float(value)
         except OverflowError:
             pass
-    raise CorruptDataError(f"fill_value is not a number: {_shown(value)}")
-
-
-def _fill_text(value: Scalar | None) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, complex):
-        return f"[{_float_text(value.real)},{_float_text(value.imag)}]"
-    return _float_text(value) if isinstance(value, float) else str(value)
-
-
-def _float_text(value: float) -> str:
-    """As the reference's JSON library: it changes to an exponent at 1e15, Python at 1e16.
-
-    In about one of 300 doubles of 17 digits that library's last digit is not the nearest; ours is.
-    """
-    if not math.isfinite(value):
-        return '"NaN"' if math.isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
-    if not 1e15 <= abs(value) < 1e16:
-        return repr(value)
-    sign, digits = ("-", repr(-value)) if value < 0 else ("", repr(value))
-    digits = digits.replace(".", "").rstrip("0")
-    return f"{sign}{digits[0]}{'.' if len(digits) > 1 else ''}{digits[1:]}e+15"
-
-
-def _integers(values: tuple[int, ...]) -> str:
-    return f"[{','.join(map(str, values))}]"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise CorruptDataError(f"fill_value is not a number: {shown(value)}")

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ocdbt_py.array import fetches as fetches_module
 from ocdbt_py.array import read as read_module
 from ocdbt_py.array.codecs import Compressor
 from ocdbt_py.array.dtypes import dtype_from_name
@@ -92,7 +93,7 @@ def test_the_plan_is_what_reading_then_asks_for(store: Any) -> None:
         spec = ArraySpec(array.shape, (32, 4096), F4, compressor=compressor)
         for index in (..., np.s_[30:34, 5], np.s_[0:0], np.s_[3]):
             values = stored(store, "w", array, spec)
-            planned = list(plan("w", spec, index))
+            planned = list(plan(values, "w", spec, index))
             read_array(values, "w", spec, index)
             assert planned == [r if isinstance(r, tuple) else (r, 0, None) for r in values.requests]
 
@@ -243,7 +244,7 @@ def test_the_end_of_a_large_array_is_looked_for_before_its_memory_is_set_aside(
     spec = ArraySpec(array.shape, (10, 100), F4)
     values = stored(store, "w", array, spec)
     del values[b"w/99.0"]
-    monkeypatch.setattr(read_module, "_allocate", None)
+    monkeypatch.setattr(fetches_module, "allocate", None)
     with pytest.raises(CorruptDataError, match=r"w/99\.0"):
         read_array(values, "w", spec, budget=10_000)
 
