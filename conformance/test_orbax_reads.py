@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +15,16 @@ from numpy.typing import NDArray
 from conformance.corpus import OrbaxCase, orbax_cases
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
 from ocdbt_py.checkpoint.restore import restore
-from ocdbt_py.errors import UncommittedError, UnsupportedError
-
-ZARR_3 = "arrays in zarr v3"
-NO_DATABASE = "a directory for each array instead of a database"
-NO_METADATA = "Orbax 0.3: no _METADATA, structure in a msgpack file"
-
-# Items that cannot be read yet, and why: case -> reason, or (case, item) -> reason where another item can be read.
-WAITING: dict[str | tuple[str, str], str] = {
-    "chunked_zarr3": ZARR_3,
-    "dtypes_zarr3": ZARR_3,
-    ("keras_callback", "1/pytree"): ZARR_3,
-    ("keras_callback", "2/pytree"): ZARR_3,
-    "multiprocess2_v1": ZARR_3,
-    "multiprocess4_zarr3": ZARR_3,
-    "no_ocdbt_zarr2": NO_DATABASE,
-    "no_ocdbt_zarr3": NO_DATABASE,
-    "ocdbt_zarr3": ZARR_3,
-    "ocdbt_zarr3_uncompressed": ZARR_3,
-    ("other_handlers", "arr"): NO_DATABASE,
-    ("other_handlers", "jkey/jax_random_key"): NO_DATABASE,
-    "sharded8_no_ocdbt": NO_DATABASE,
-    "sharded8_zarr3": ZARR_3,
-    "v0_3_5_direct": NO_METADATA,
-    "v0_3_5_manager": NO_METADATA,
-    "v1_checkpointables": ZARR_3,
-    "v1_save": ZARR_3,
-    "v1_training": ZARR_3,
-}
+from ocdbt_py.errors import UncommittedError
 
 ITEMS = [(case, item) for case in orbax_cases() for item in case.expected["items"]]
-
-
-def reason(case: OrbaxCase, item: dict[str, Any]) -> str | None:
-    return WAITING.get(case.name) or WAITING.get((case.name, item["dir"]))
 
 
 def title(value: Any) -> str:
     return value["dir"] if isinstance(value, dict) else str(value)
 
 
-def items(*, waiting: bool) -> pytest.MarkDecorator:
-    chosen = [(case, item) for case, item in ITEMS if (reason(case, item) is not None) == waiting]
-    return pytest.mark.parametrize(("case", "item"), chosen, ids=title)
+items = pytest.mark.parametrize(("case", "item"), ITEMS, ids=title)
 
 
 def expected_leaf(case: OrbaxCase, leaf: dict[str, Any]) -> Any:
@@ -76,7 +45,8 @@ def expected_leaf(case: OrbaxCase, leaf: dict[str, Any]) -> Any:
     elif leaf["npz_as"] != "self":
         array = array.view(np.dtype(getattr(ml_dtypes, leaf["dtype"])))
     array = array.reshape(leaf["shape"])
-    return array.item() if leaf["stored"] == "scalar" else array
+    kinds_are_recorded = case.expected["versions"]["orbax"] != "0.3.5"
+    return array.item() if leaf["stored"] == "scalar" and kinds_are_recorded else array
 
 
 def expected_tree(case: OrbaxCase, item: dict[str, Any]) -> Any:
@@ -119,21 +89,27 @@ def assert_same_array(found: NDArray[Any], expected: NDArray[Any], where: str) -
 
 def test_the_corpus_is_all_there() -> None:
     assert len(ITEMS) > 50
-    named = {case.name for case, _ in ITEMS}
-    assert {key if isinstance(key, str) else key[0] for key in WAITING} <= named
 
 
-@items(waiting=False)
+@pytest.mark.parametrize("mode", ["blocked", "jax"])
+def test_the_whole_corpus_is_restored_without_jax_and_with_it(mode: str) -> None:
+    command = [sys.executable, "-m", "conformance.read_corpus", mode]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(ITEMS)} items, {sum(len(item['leaves']) for _, item in ITEMS)} leaves\n"
+
+
+@items
 def test_an_item_is_restored_leaf_for_leaf_and_bit_for_bit(case: OrbaxCase, item: dict[str, Any]) -> None:
     assert_same(restore(case.checkpoint / item["dir"]), expected_tree(case, item))
 
 
-@items(waiting=False)
+@items
 def test_an_item_is_restored_the_same_through_memory_maps(case: OrbaxCase, item: dict[str, Any]) -> None:
     assert_same(restore(case.checkpoint / item["dir"], mmap=True), expected_tree(case, item))
 
 
-@items(waiting=False)
+@items
 def test_a_lazy_checkpoint_gives_the_same_leaves_by_name(case: OrbaxCase, item: dict[str, Any]) -> None:
     checkpoint = Checkpoint(case.checkpoint / item["dir"])
     leaves = {".".join(str(step) for _, step in leaf["path"]): leaf for leaf in item["leaves"]}
@@ -141,13 +117,6 @@ def test_a_lazy_checkpoint_gives_the_same_leaves_by_name(case: OrbaxCase, item: 
     for name, leaf in leaves.items():
         found, expected = checkpoint[name], expected_leaf(case, leaf)
         assert_same(found.read() if isinstance(expected, np.ndarray) else found, expected, name)
-
-
-@items(waiting=True)
-def test_what_cannot_be_read_yet_is_refused_by_name(case: OrbaxCase, item: dict[str, Any]) -> None:
-    """And when it can be, it is to be moved out of the list above."""
-    with pytest.raises(UnsupportedError):
-        restore(case.checkpoint / item["dir"])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +145,20 @@ def test_a_step_with_several_items_is_restored_as_a_dict_of_them() -> None:
     assert checkpoint.custom_metadata == {"tag": "step2"}
     assert checkpoint.item("cfg") == found["cfg"]
     assert_same(checkpoint.item("state").names(), Checkpoint(case.checkpoint / "2/state").names())
+
+
+@pytest.mark.parametrize("name", ["keras_callback", "v1_checkpointables", "v1_save"])
+def test_other_writers_items_are_told_by_what_they_hold(name: str) -> None:
+    (case,) = (case for case in orbax_cases() if case.name == name)
+    step = "1/" if name == "keras_callback" else ""
+    trees = {
+        record["dir"].removeprefix(step): expected_tree(case, record)
+        for record in case.expected["items"]
+        if record["dir"].startswith(step)
+    }
+    found = restore(case.checkpoint / step)
+    assert_same(found, trees if len(trees) > 1 else next(iter(trees.values())))
+    assert Checkpoint(case.checkpoint / step).item_names() == sorted(trees)
 
 
 @pytest.mark.parametrize("case", [case for case in orbax_cases() if case.expected["steps"]], ids=str)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ocdbt_py.checkpoint.restore import restore
 from ocdbt_py.checkpoint.save import save
+from ocdbt_py.database import open as open_database
 
 pytestmark = [
     # Orbax says so of every JAX array that is restored without a target.
@@ -53,6 +54,8 @@ def standard_checkpointer(path: Path, target: Any = None) -> Any:
 def v1_load(path: Path, target: Any = None) -> Any:
     return ocp.v1.load(path, target, checkpointable_name=None)
 
+
+every_format = pytest.mark.parametrize("zarr_format", [2, 3])
 
 LOADERS = [pytree_checkpointer, pytree_handler, standard_checkpointer, v1_load]
 every_loader = pytest.mark.parametrize("load", LOADERS)
@@ -110,19 +113,23 @@ DTYPES = [
 
 
 @every_loader
-def test_numpy_arrays_of_every_dtype_come_back_bit_for_bit(load: Loader, tmp_path: Path) -> None:
+@every_format
+def test_numpy_arrays_of_every_dtype_come_back_bit_for_bit(load: Loader, zarr_format: Any, tmp_path: Path) -> None:
     tree = {dtype.name: {"matrix": bits(dtype), "number": bits(dtype, ())} for dtype in DTYPES}
-    save(tmp_path / "checkpoint", tree)
+    save(tmp_path / "checkpoint", tree, zarr_format=zarr_format)
     assert_same(load(tmp_path / "checkpoint"), tree)
 
 
 @every_loader
+@every_format
 @pytest.mark.parametrize("with_target", [False, True])
-def test_jax_arrays_come_back_on_their_device(load: Loader, with_target: bool, tmp_path: Path) -> None:
+def test_jax_arrays_come_back_on_their_device(
+    load: Loader, with_target: bool, zarr_format: Any, tmp_path: Path
+) -> None:
     names = ["bool", "int8", "uint16", "int32", "float16", "float32", "complex64", "bfloat16", "float8_e5m2", "int4"]
     tree = {name: jax.device_put(bits(jnp.dtype(name))) for name in names}
     tree["number"] = jax.device_put(bits("float32", ()))
-    save(tmp_path / "checkpoint", tree)
+    save(tmp_path / "checkpoint", tree, zarr_format=zarr_format)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)  # type: ignore[no-untyped-call]
     found = load(tmp_path / "checkpoint", target) if with_target else load(tmp_path / "checkpoint")
     assert_same(found, tree)
@@ -130,9 +137,10 @@ def test_jax_arrays_come_back_on_their_device(load: Loader, with_target: bool, t
 
 
 @every_loader
-def test_typed_prng_keys_come_back_typed(load: Loader, tmp_path: Path) -> None:
+@every_format
+def test_typed_prng_keys_come_back_typed(load: Loader, zarr_format: Any, tmp_path: Path) -> None:
     tree = {"key": jax.random.key(5), "keys": jax.random.split(jax.random.key(6, impl="rbg"), 3)}
-    save(tmp_path / "checkpoint", tree)
+    save(tmp_path / "checkpoint", tree, zarr_format=zarr_format)
     assert_same(load(tmp_path / "checkpoint"), tree)
 
 
@@ -188,15 +196,19 @@ def test_a_tree_need_not_be_a_dict(load: Loader, tree: Any, tmp_path: Path) -> N
 
 
 @every_loader
-def test_arrays_without_elements_come_back(load: Loader, tmp_path: Path) -> None:
+@every_format
+def test_arrays_without_elements_come_back(load: Loader, zarr_format: Any, tmp_path: Path) -> None:
     tree = {"x": np.zeros((0, 3), "float32"), "y": np.zeros((2, 0, 2), "int8"), "z": jnp.zeros((0,)), "w": 1}
-    save(tmp_path / "checkpoint", tree)
+    save(tmp_path / "checkpoint", tree, zarr_format=zarr_format)
     assert_same(load(tmp_path / "checkpoint"), tree)
 
 
 @every_loader
+@every_format
 @pytest.mark.parametrize("compression", ["auto", "zstd", "zstd:-5", "zstd:19", None])
-def test_any_compression_and_chunking_is_restored(load: Loader, compression: str | None, tmp_path: Path) -> None:
+def test_any_compression_and_chunking_is_restored(
+    load: Loader, compression: str | None, zarr_format: Any, tmp_path: Path
+) -> None:
     random = np.random.default_rng(1)
     tree = {
         "zeros": np.zeros((64, 96), "float32"),
@@ -206,7 +218,7 @@ def test_any_compression_and_chunking_is_restored(load: Loader, compression: str
         "strided": random.integers(0, 9, (40, 60))[::2, ::-3],
         "big_endian": np.arange(3000, dtype=">i4"),
     }
-    save(tmp_path / "checkpoint", tree, compression=compression, chunk_bytes=2000)
+    save(tmp_path / "checkpoint", tree, compression=compression, chunk_bytes=2000, zarr_format=zarr_format)
     expected = tree | {"big_endian": np.arange(3000, dtype="<i4")}
     assert_same(load(tmp_path / "checkpoint"), expected)
 
@@ -233,10 +245,11 @@ def training_state() -> Any:
     }
 
 
+@every_format
 @pytest.mark.parametrize("load", [pytree_checkpointer, pytree_handler, standard_checkpointer])
-def test_a_training_state_is_restored_into_its_own_structure(load: Loader, tmp_path: Path) -> None:
+def test_a_training_state_is_restored_into_its_own_structure(load: Loader, zarr_format: Any, tmp_path: Path) -> None:
     state = training_state()
-    save(tmp_path / "checkpoint", state)
+    save(tmp_path / "checkpoint", state, zarr_format=zarr_format)
     assert_same(load(tmp_path / "checkpoint", state), state)
 
 
@@ -249,6 +262,22 @@ def test_the_same_state_saved_by_orbax_and_by_us_has_the_same_metadata_files(tmp
     theirs = (tmp_path / "theirs/_sharding").read_bytes()
     # Orbax takes both spellings of the device for one, but only the older is known to older releases.
     assert (tmp_path / "ours/_sharding").read_bytes().replace(b"TFRT_CPU_0", b"cpu:0") == theirs
+
+
+@pytest.mark.parametrize("compression", ["zstd", None])
+def test_zarr_v3_arrays_are_stored_as_orbax_stores_them(compression: str | None, tmp_path: Path) -> None:
+    """Every key, every document byte for byte, and without compression every value."""
+    state = training_state() | {dtype.name: {"matrix": bits(dtype), "number": bits(dtype, ())} for dtype in DTYPES}
+    save(tmp_path / "ours", state, zarr_format=3, compression=compression)
+    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=compression is not None)
+    ocp.Checkpointer(handler).save(tmp_path / "theirs", args=ocp.args.PyTreeSave(state))
+    assert (tmp_path / "ours/_METADATA").read_bytes() == (tmp_path / "theirs/_METADATA").read_bytes()
+    ours, theirs = (dict(open_database(tmp_path / name).items()) for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        if compression is None or key.endswith(b"/zarr.json"):
+            assert ours[key] == value, key
+    assert_same(restore(tmp_path / "theirs", state), restore(tmp_path / "ours", state))
 
 
 def test_the_state_of_an_nnx_model_goes_both_ways(tmp_path: Path) -> None:

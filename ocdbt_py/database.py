@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -212,7 +212,7 @@ def _nothing_at(place: Place) -> PathNotFoundError:
     )
 
 
-class Database(Readable):
+class Database(Readable, MutableMapping[bytes, bytes]):
     """A database, or one version of it. Made by :func:`open`; a context manager; safe for threads; picklable.
 
     ``str`` keys are taken as UTF-8; keys come out as ``bytes``, in byte order. Equality goes by identity.

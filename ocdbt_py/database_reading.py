@@ -7,7 +7,7 @@ time. Everything a reader can ask is made of these two. Out-of-line values are f
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, MutableMapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, NamedTuple, TypeVar, overload
 
 from ocdbt_py.engine.entries import Entry
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     value: Callable[[int], bytes | Location]
 
 
-class Readable(MutableMapping[bytes, bytes]):
+class Readable(Mapping[bytes, bytes]):
     """The reading half. Keys are below ``prefix``, which callers never see; ``url`` is for messages."""
 
     def __init__(self, prefix: bytes, url: str) -> None:

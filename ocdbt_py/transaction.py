@@ -7,7 +7,7 @@ alone, at the moment of its commit. What was written without being read is not c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ Commit = Callable[[Mutations, Callable[[Tree], None]], object]
 Copy = Callable[[Mutations, "Database", Key, Key], None]
 
 
-class Transaction(Readable):
+class Transaction(Readable, MutableMapping[bytes, bytes]):
     """Made by :meth:`Database.transaction`. For one thread; neither picklable nor usable after its end."""
 
     def __init__(self, tree: Tree, prefix: bytes, url: str, commit: Commit, copy: Copy) -> None:

@@ -140,12 +140,18 @@ class Checkpoint(Mapping[str, Any]):
     def explain(self, name: str, index: Index = ...) -> list[Fetch]:
         """What reading ``self[name][index]`` fetches, without fetching it."""
         i = self._index(name)
-        specs, database = self._tree.specs([i]), self._tree.database
-        if not specs or database is None:
+        specs, source = self._tree.specs([i]), self._tree.source
+        if not specs or source is None:
             return []
         fetches = []
         for key, start, stop in self._tree.lazy(i, specs[i]).plan(index):
-            entry = database.stat(key)
+            try:
+                entry = source.stat(key)
+            except KeyNotFoundError:
+                if self._tree.missing == "error":
+                    raise
+                continue  # it reads as the fill value
+            start = entry.size + start if start < 0 else start
             length = (entry.size if stop is None else stop) - start
             at = entry.location
             fetches.append(

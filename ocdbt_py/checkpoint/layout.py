@@ -3,6 +3,8 @@
     ROOT/                        steps below: ROOT
       STEP/                      items below, _CHECKPOINT_METADATA beside them: STEP
         ITEM/_METADATA           a pytree: PYTREE; so is a checkpoint that was saved directly, without items
+        ITEM/checkpoint          a pytree of an old release: OLD_PYTREE
+        ITEM/metadata            JSON; ITEM/jax_random_key/: RANDOM_KEY
       STEP.orbax-checkpoint-tmp/ being written, or never finished
 
 Recognition goes by names alone, and by as few listings as will do; where a storage cannot list, known names are tried.
@@ -16,7 +18,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from ocdbt_py.array.metadata import METADATA_FILES
 from ocdbt_py.checkpoint.metadata import (
+    AGGREGATE,
     CHECKPOINT_METADATA,
     COMMIT_MARKER,
     METADATA,
@@ -31,11 +35,13 @@ from ocdbt_py.storage.protocol import Read, Storage
 __all__ = [
     "JSON_FILES",
     "PROCESS_PREFIX",
+    "RANDOM_KEYS",
     "TEMPORARY",
     "ItemKind",
     "Kind",
     "Layout",
     "child",
+    "holds_database",
     "identify",
     "is_finished",
     "read_file",
@@ -52,15 +58,20 @@ PROCESS_PREFIX = "ocdbt.process_"
 JSON_FILES = ("data.json", "metadata", "metrics")
 """What an item that is JSON consists of, by who wrote it."""
 
+RANDOM_KEYS = ("jax_random_key", "np_random_key")
+"""What the directory of the key itself is called, in an item that is a random key."""
+
+_OLD_ARRAY = "checkpoint/"
+"""The directory of the array in an item that is one, in releases that wrote no metadata beside it."""
+
 _REPLACED = f"{TEMPORARY}-replaced"
-_MSGPACK = "checkpoint"
 _V1_MARKER = "orbax.checkpoint"
 _STEP_NAME = re.compile(r"(.+_)?[0-9]+", re.ASCII | re.DOTALL)
 _PROBED_AT_ONCE = 8
 _LOOKED_INTO = 8
 """So many directories are opened to tell what the others of their kind are."""
 
-_KNOWN_FILES = (METADATA, MANIFEST_NAME, CHECKPOINT_METADATA, COMMIT_MARKER, _MSGPACK, _V1_MARKER, *JSON_FILES)
+_KNOWN_FILES = (METADATA, MANIFEST_NAME, CHECKPOINT_METADATA, COMMIT_MARKER, AGGREGATE, _V1_MARKER, *JSON_FILES)
 _KNOWN_ITEMS = ("default", "state", "pytree")
 
 
@@ -74,6 +85,8 @@ class Kind(enum.Enum):
     ROOT = "a root of steps"
     DATABASE = "a database"
     JSON = "a JSON item"
+    RANDOM_KEY = "a random key"
+    ARRAYS = "arrays in directories"
     PARTS = "the unmerged parts of several processes"
     OTHER = "something else"
 
@@ -84,6 +97,8 @@ class ItemKind(enum.Enum):
     PYTREE = "pytree"
     OLD_PYTREE = "old pytree"
     JSON = "JSON"
+    RANDOM_KEY = "random key"
+    ARRAYS = "arrays"
     OTHER = "other"
 
 
@@ -133,25 +148,36 @@ def identify(place: Place) -> Layout:
     files = {name for name in names if not name.endswith("/")}
     if METADATA in files:
         return Layout(place, Kind.PYTREE, names)
-    if _MSGPACK in files:
+    if AGGREGATE in files:
         return Layout(place, Kind.OLD_PYTREE, names)
+    if _is_random_key(names):
+        return Layout(place, Kind.RANDOM_KEY, names)
     below = [name[:-1] for name in names if name.endswith("/") and TEMPORARY not in name]
+    is_database = holds_database(names)
+    if not is_database and any(name.startswith(PROCESS_PREFIX) for name in below):
+        return Layout(place, Kind.PARTS, names)
     if CHECKPOINT_METADATA in files or _V1_MARKER in files:
         return Layout(place, Kind.STEP, names, items=_items(place, below))
-    if any(name == MANIFEST_NAME or parse_numbered_manifest_name(name) is not None for name in files):
+    if is_database:
         return Layout(place, Kind.DATABASE, names)
-    if any(name.startswith(PROCESS_PREFIX) for name in below):
-        return Layout(place, Kind.PARTS, names)
     below.sort(key=lambda name: (_STEP_NAME.fullmatch(name) is None, name))
+    inside: dict[str, frozenset[str]] = {}
     for name in below[:_LOOKED_INTO]:
-        if _is_step(child(place, name)):
+        inside[name] = _names(child(place, name))
+        if _is_step(child(place, name), inside[name]):
             return Layout(place, Kind.ROOT, names, steps=_steps(place, below))
-    items = _items(place, below[:_LOOKED_INTO])
-    if any(kind in (ItemKind.PYTREE, ItemKind.OLD_PYTREE) for kind in items.values()):
+    if any(_item_kind(found) in _TREES for found in inside.values()):
         return Layout(place, Kind.STEP, names, items=_items(place, below))
     if not names:
         return Layout(place, Kind.NOTHING)
+    if not all(found.isdisjoint(METADATA_FILES) for found in (names, *inside.values())):
+        return Layout(place, Kind.ARRAYS, names)
     return Layout(place, Kind.JSON if _item_kind(names) is ItemKind.JSON else Kind.OTHER, names)
+
+
+def holds_database(names: Iterable[str]) -> bool:
+    """Whether a directory with these names in it is a database."""
+    return any(name == MANIFEST_NAME or parse_numbered_manifest_name(name) is not None for name in names)
 
 
 def is_finished(layout: Layout) -> bool:
@@ -192,7 +218,7 @@ def _names(place: Place) -> frozenset[str]:
     if METADATA in found or MANIFEST_NAME in found:
         return frozenset(found)
     items = {*_KNOWN_ITEMS, *_recorded_items(place)}
-    inside = _present(place, [f"{item}/{name}" for item in items for name in (METADATA, *JSON_FILES)])
+    inside = _present(place, [f"{item}/{name}" for item in items for name in (METADATA, AGGREGATE, *JSON_FILES)])
     return frozenset(found | {f"{item}/" for item in items if any(name.startswith(f"{item}/") for name in inside)})
 
 
@@ -234,31 +260,45 @@ def _items(place: Place, names: Iterable[str]) -> dict[str, ItemKind]:
     return {name: _item_kind(_names(child(place, name))) for name in sorted(names)}
 
 
+_TREES = (ItemKind.PYTREE, ItemKind.OLD_PYTREE)
+
+
 def _item_kind(names: frozenset[str]) -> ItemKind:
     if METADATA in names:
         return ItemKind.PYTREE
-    if _MSGPACK in names:
+    if AGGREGATE in names:
         return ItemKind.OLD_PYTREE
-    return ItemKind.OTHER if names.isdisjoint(JSON_FILES) else ItemKind.JSON
+    if _is_random_key(names):
+        return ItemKind.RANDOM_KEY
+    if not names.isdisjoint(JSON_FILES):
+        return ItemKind.JSON
+    return ItemKind.ARRAYS if _OLD_ARRAY in names else ItemKind.OTHER
 
 
-def _is_step(place: Place) -> bool:
-    """Whether a directory is a checkpoint of its own, and not an item of the one above it."""
-    names = _names(place)
+def _is_random_key(names: frozenset[str]) -> bool:
+    """Whether it holds a key and what says of which kind: two items of fixed names, not a step of the user's."""
+    return any(f"{name}/" in names and f"{name}_metadata/" in names for name in RANDOM_KEYS)
+
+
+def _is_step(place: Place, names: frozenset[str]) -> bool:
+    """Whether a directory with these names is a checkpoint of its own, and not an item of the one above it."""
     if CHECKPOINT_METADATA in names or _V1_MARKER in names:
         return True
-    if METADATA in names or _MSGPACK in names:
+    if METADATA in names or AGGREGATE in names:
         return False
     below = [name[:-1] for name in names if name.endswith("/") and TEMPORARY not in name][:_LOOKED_INTO]
-    kinds = _items(place, below).values()
-    return ItemKind.PYTREE in kinds or ItemKind.OLD_PYTREE in kinds
+    return any(kind in _TREES for kind in _items(place, below).values())
 
 
 def _steps(place: Place, names: Iterable[str]) -> tuple[str, ...]:
     """The names that are steps: those with a number, and of the few others those that prove to be."""
+
+    def is_step(name: str) -> bool:
+        return _is_step(child(place, name), _names(child(place, name)))
+
     steps = [name for name in names if _STEP_NAME.fullmatch(name)]
     others = [name for name in names if not _STEP_NAME.fullmatch(name)][:_LOOKED_INTO]
-    return tuple(sorted(steps, key=_number) + [name for name in others if _is_step(child(place, name))])
+    return tuple(sorted(steps, key=_number) + [name for name in others if is_step(name)])
 
 
 def _number(name: str) -> tuple[str, int, str]:

@@ -25,6 +25,7 @@ from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
 from ocdbt_py.errors import CorruptDataError, InvalidTypeError, UnsupportedError
 
 __all__ = [
+    "AGGREGATE",
     "ARRAY_METADATAS",
     "CHECKPOINT_METADATA",
     "COMMIT_MARKER",
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 METADATA = "_METADATA"
+AGGREGATE = "checkpoint"
+"""The tree of releases up to 0.3, and beside ``_METADATA`` up to 0.5: :mod:`ocdbt_py.checkpoint.aggregate`."""
 STRINGS = "_strings.json"
 SHARDING = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
@@ -129,8 +132,8 @@ class _KeyTexts(dict[Key, str]):
         return text
 
 
-def encode_tree_metadata(leaves: Iterable[LeafRecord]) -> bytes:
-    """``_METADATA`` of a tree stored in a database as zarr v2, every chunk written."""
+def encode_tree_metadata(leaves: Iterable[LeafRecord], *, use_zarr3: bool = False) -> bytes:
+    """``_METADATA`` of a tree stored in a database, every chunk written."""
     keys = _KeyTexts()
     tails: dict[tuple[str, tuple[int, ...] | None], str] = {}
     entries = []
@@ -145,7 +148,7 @@ def encode_tree_metadata(leaves: Iterable[LeafRecord]) -> bytes:
         entries.append(f'{label}: {{"key_metadata": [{", ".join([keys[key] for key in path])}{tail}')
     rest = {
         "use_ocdbt": True,
-        "use_zarr3": False,
+        "use_zarr3": use_zarr3,
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ocdbt_py.checkpoint.layout import (
@@ -12,18 +13,26 @@ from ocdbt_py.checkpoint.layout import (
     Kind,
     Layout,
     child,
+    holds_database,
     identify,
     is_finished,
     read_file,
     replaced_path,
     temporary_path,
 )
-from ocdbt_py.checkpoint.metadata import decode_json
+from ocdbt_py.checkpoint.metadata import METADATA, decode_json
 from ocdbt_py.checkpoint.names import nearest
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, NotFoundError, PathNotFoundError, UncommittedError
 from ocdbt_py.storage.location import DEFAULT_SETTINGS, Place, Settings, resolve
 
-__all__ = ["find_checkpoint", "find_item", "pytree_items", "read_json_item", "resolve_checkpoint"]
+__all__ = ["all_items", "find_checkpoint", "find_item", "pytree_items", "read_json_item", "resolve_checkpoint"]
+
+
+_DELETION = "_CHECKPOINT_DELETION"
+"""Says of a step, as long as one of its items is being deleted, which."""
+
+_DESCRIPTOR = "descriptor"
+"""An item that Orbax reserved for itself."""
 
 
 def resolve_checkpoint(
@@ -40,13 +49,21 @@ def find_checkpoint(place: Place, *, allow_uncommitted: bool = False) -> Layout:
     """A pytree, a step with items, or a database; anything else is an error that says what it is."""
     layout = identify(place)
     match layout.kind:
-        case Kind.PYTREE | Kind.OLD_PYTREE | Kind.STEP:
+        case Kind.PYTREE | Kind.OLD_PYTREE | Kind.STEP | Kind.RANDOM_KEY | Kind.ARRAYS:
             if not allow_uncommitted and not is_finished(layout):
                 raise UncommittedError(
                     f"The checkpoint at {place.url} was never finished, or is still being written; "
                     "allow_uncommitted=True reads what there is",
                     url=place.url,
                 )
+            if layout.kind is Kind.STEP and holds_database(layout.names):
+                raise CorruptDataError(
+                    f"The checkpoint at {place.url} has arrays but no {METADATA}, which says what they are; it was "
+                    "copied without it. ocdbt_py.open() reads the keys of its database",
+                    path=METADATA,
+                    url=place.url,
+                )
+            layout = _without_deleted(layout)
             if layout.kind is Kind.STEP and not layout.items:
                 raise NotFoundError(f"The checkpoint at {place.url} has no items", kind="item-not-found", url=place.url)
             return layout
@@ -59,12 +76,9 @@ def find_checkpoint(place: Place, *, allow_uncommitted: bool = False) -> Layout:
                 url=place.url,
             )
         case Kind.PARTS:
-            raise UncommittedError(
-                f"{place.url} holds only what single processes wrote ({_some(sorted(layout.names))}), never merged "
-                "into one checkpoint: its writers did not finish. Each part can be opened as a database",
-                kind="unmerged",
-                url=place.url,
-            )
+            if not allow_uncommitted:
+                raise _unmerged(layout)
+            return layout
         case Kind.NOTHING:
             raise _nothing(place)
         case _:
@@ -73,6 +87,30 @@ def find_checkpoint(place: Place, *, allow_uncommitted: bool = False) -> Layout:
                 kind="checkpoint-not-found",
                 url=place.url,
             )
+
+
+def _without_deleted(layout: Layout) -> Layout:
+    """A step without the item whose deletion was begun, and perhaps never ended."""
+    if _DELETION not in layout.names:
+        return layout
+    place = layout.place
+    data = read_file(place, _DELETION)
+    try:
+        record = None if data is None else decode_json(data, _DELETION)
+    except CorruptDataError as error:
+        raise error.located(url=place.url) from None
+    deleted = record.get("checkpointable_name") if isinstance(record, dict) else None
+    return replace(layout, items={name: kind for name, kind in layout.items.items() if name != deleted})
+
+
+def _unmerged(layout: Layout) -> UncommittedError:
+    url = layout.place.url
+    return UncommittedError(
+        f"{url} holds only what single processes wrote ({_some(sorted(layout.names))}), never merged into one "
+        "checkpoint: its writers did not finish. With this URL, allow_uncommitted=True reads the arrays that are there",
+        kind="unmerged",
+        url=url,
+    )
 
 
 def _nothing(place: Place) -> NotFoundError:
@@ -96,8 +134,14 @@ def _nothing(place: Place) -> NotFoundError:
 
 
 def pytree_items(layout: Layout) -> list[str]:
-    """The names of a step's items that are pytrees."""
-    return [name for name, kind in layout.items.items() if kind in (ItemKind.PYTREE, ItemKind.OLD_PYTREE)]
+    """The names of a step's items that are pytrees, of any release."""
+    kinds = (ItemKind.PYTREE, ItemKind.OLD_PYTREE, ItemKind.ARRAYS)
+    return [name for name, kind in layout.items.items() if kind in kinds]
+
+
+def all_items(layout: Layout) -> list[str]:
+    """The names of a step's items that hold what somebody saved."""
+    return [name for name in layout.items if name != _DESCRIPTOR]
 
 
 def find_item(layout: Layout, name: str) -> Layout:
@@ -115,7 +159,10 @@ def find_item(layout: Layout, name: str) -> Layout:
             kind="item-not-found",
             url=layout.place.url,
         )
-    return identify(child(layout.place, name))
+    found = identify(child(layout.place, name))
+    if found.kind is Kind.PARTS:
+        raise _unmerged(found)
+    return found
 
 
 def read_json_item(place: Place) -> Any:

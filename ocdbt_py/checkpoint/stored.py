@@ -1,29 +1,38 @@
 """A pytree as it lies on disk, opened for reading: its leaves' names and kinds, and their values when asked for.
 
-One :class:`StoredTree` reads one version of one database, and its JSON files once. Many leaves are read together: their
-array documents in one request, then their chunks in large batches (:mod:`ocdbt_py.array.read`), or as private memory
-maps of the data files where the caller wants that and the bytes allow it.
+One :class:`StoredTree` reads one version of one database, or what stands in for it (:mod:`ocdbt_py.checkpoint.views`),
+and its JSON files once. Many leaves are read together: their array documents in one request, then their chunks in large
+batches (:mod:`ocdbt_py.array.read`), or as private memory maps of the files where the caller wants that and the bytes
+allow it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdbt_py.array.dtypes import dtype_name, low_bits
+from ocdbt_py.array.chunks import Index
+from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.array.lazy import LazyArray
+from ocdbt_py.array.metadata import METADATA_FILES, decode_metadata
 from ocdbt_py.array.read import ArrayRead, Missing, read_arrays
 from ocdbt_py.array.spec import ArraySpec, array_key
-from ocdbt_py.array.zarr2 import decode_zarray
+from ocdbt_py.array.values import Values
+from ocdbt_py.array.zarr3 import is_group
+from ocdbt_py.checkpoint.aggregate import decode_aggregate
+from ocdbt_py.checkpoint.array_source import open_arrays
+from ocdbt_py.checkpoint.checksums import Verified
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
-from ocdbt_py.checkpoint.layout import PROCESS_PREFIX, Kind, Layout, read_file
+from ocdbt_py.checkpoint.layout import Kind, Layout, read_file
+from ocdbt_py.checkpoint.mapping import map_arrays
+from ocdbt_py.checkpoint.memory import MAX_MEMORY
 from ocdbt_py.checkpoint.metadata import (
+    AGGREGATE,
     METADATA,
     SHARDING,
     STRINGS,
@@ -36,14 +45,14 @@ from ocdbt_py.checkpoint.metadata import (
     look_up_string,
 )
 from ocdbt_py.checkpoint.names import leaf_names
-from ocdbt_py.database import Database, open_place
-from ocdbt_py.engine.nodes import file_path
-from ocdbt_py.errors import CorruptDataError, NotFoundError, PathNotFoundError, UncommittedError, UnsupportedError
-from ocdbt_py.format.datafile import DataFileId
-from ocdbt_py.format.manifest import MANIFEST_NAME
+from ocdbt_py.checkpoint.random_keys import key_tree
+from ocdbt_py.checkpoint.views import Overlay
+from ocdbt_py.database_reading import Readable
+from ocdbt_py.errors import CorruptDataError, NotFoundError, OcdbtError, PathNotFoundError, UnsupportedError
 from ocdbt_py.storage.location import Place
+from ocdbt_py.storage.protocol import Buffer
 
-__all__ = ["NO_ARRAY", "ArrayInfo", "StoredTree", "python_number"]
+__all__ = ["NO_ARRAY", "READING", "ArrayInfo", "Reading", "StoredTree", "python_number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,27 @@ class ArrayInfo:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
+_LARGEST_DOCUMENT = 1 << 20
+"""Bytes of an array's metadata that are looked into at all."""
+
 NO_ARRAY = ArrayInfo((), np.dtype(object), 0, ())
+
+
+class Reading(NamedTuple):
+    """How values are to be read. ``progress``: an fsspec ``Callback``, told of bytes."""
+
+    mmap: bool = False
+    verify: bool = False
+    max_memory: int = MAX_MEMORY
+    progress: Any = None
+
+    @property
+    def budget(self) -> int:
+        """Bytes to be fetched at a time: they are held, and again on their way, and by what decodes them."""
+        return self.max_memory * 3 // 8
+
+
+READING = Reading()
 
 
 @dataclass
@@ -75,103 +104,173 @@ class StoredTree:
     place: Place
     metadata: TreeMetadata
     names: Sequence[str]
-    database: Database | None
+    source: Readable | None
     """None where no leaf is an array."""
+    documents: Mapping[int, str] = field(default_factory=dict)
+    """What the document of a leaf's array is called, where the metadata does not tell."""
+    strings: Mapping[str, str] = field(default_factory=dict)
+    """The strings that stand elsewhere than in ``_strings.json``, by leaf name."""
 
     @classmethod
     def open(cls, layout: Layout) -> StoredTree:
-        """Read the metadata of a place that :func:`identify` found to be a pytree or a database."""
-        place = layout.place
-        if layout.kind is Kind.DATABASE:
-            return cls._of_database(place)
-        if layout.kind is Kind.OLD_PYTREE:
-            raise UnsupportedError(
-                f"{place.url} was written by Orbax 0.3 or older, which this release cannot read; restore it and save "
-                "it again with a newer one",
-                url=place.url,
-            )
-        if layout.kind is not Kind.PYTREE:
-            raise UnsupportedError(
-                f"{place.url} is an item of a kind that cannot be read here; it holds "
-                + ", ".join(sorted(layout.names)),
-                url=place.url,
-            )
-        data = read_file(place, METADATA)
-        if data is None:
-            raise PathNotFoundError(f"{METADATA} of {place.url} is gone", url=place.url)
-        try:
-            metadata = decode_tree_metadata(data)
-        except CorruptDataError as error:
-            raise error.located(url=place.url) from None
-        database = None
-        if any(record.value_type in ValueType.ARRAYS for record in metadata.leaves):
-            database = _open_database(layout, metadata)
-        return cls(place, metadata, leaf_names(record.path for record in metadata.leaves), database)
+        """Read the metadata of what :func:`identify` found to be a pytree, arrays or a random key."""
+        match layout.kind:
+            case Kind.PYTREE | Kind.OLD_PYTREE:
+                try:
+                    return cls._of_tree(layout)
+                except CorruptDataError as error:
+                    raise error.located(url=layout.place.url) from None
+            case Kind.DATABASE | Kind.ARRAYS | Kind.PARTS:
+                return cls._of_arrays(layout)
+            case Kind.RANDOM_KEY:
+                return cls.open(key_tree(layout))
+        raise UnsupportedError(
+            f"{layout.place.url} is an item of a kind that cannot be read here; it holds "
+            f"{', '.join(sorted(layout.names))}. Name another item with item=",
+            url=layout.place.url,
+        )
 
     @classmethod
-    def _of_database(cls, place: Place) -> StoredTree:
-        """A database without ``_METADATA``: every array in it is a leaf, by its whole name."""
-        database = _snapshot(place)
-        names = []
-        for key in database.keys():  # noqa: SIM118  (one ordered pass over one version)
+    def _of_tree(cls, layout: Layout) -> StoredTree:
+        place = layout.place
+        aggregate = None
+        if AGGREGATE in layout.names:
+            aggregate = decode_aggregate(_read(place, AGGREGATE))
+        if layout.kind is Kind.PYTREE:
+            metadata = decode_tree_metadata(_read(place, METADATA))
+            metadata = metadata if aggregate is None else aggregate.over(metadata)
+        else:
+            assert aggregate is not None
+            metadata = aggregate.metadata
+        names = leaf_names(record.path for record in metadata.leaves)
+        _check_distinct(names, METADATA if layout.kind is Kind.PYTREE else AGGREGATE)
+        source: Readable | None = None
+        inline = frozenset[str]() if aggregate is None else aggregate.inline
+        if any(
+            record.value_type in ValueType.ARRAYS and name not in inline
+            for record, name in zip(metadata.leaves, names, strict=True)
+        ):
+            source, is_whole = open_arrays(layout, metadata.use_ocdbt)
+            if not is_whole:
+                metadata = replace(metadata, missing_chunks_are_fill_values=False)
+        if aggregate is not None and aggregate.values:
+            source = Overlay(place, aggregate.values, source)
+        documents = {i: ".zarray" for i, name in enumerate(names) if name in inline}
+        return cls(place, metadata, names, source, documents, {} if aggregate is None else aggregate.strings)
+
+    @classmethod
+    def _of_arrays(cls, layout: Layout) -> StoredTree:
+        """Arrays without ``_METADATA``: every one is a leaf, by its whole name."""
+        place = layout.place
+        source, is_whole = open_arrays(layout, None)
+        files: dict[str, str] = {}
+        for key in source.keys():  # noqa: SIM118  (one ordered pass over one version)
             text = key.decode("utf-8", "surrogateescape")
             name, slash, file = text.rpartition("/")
-            if file == ".zarray" and (slash or text == ".zarray"):
-                names.append(name)
+            if file in METADATA_FILES and (slash or text == file):
+                files.setdefault(name, file)
+        of_either = [name for name, file in files.items() if file == "zarr.json"]  # documents of groups, too
+        keys = [array_key(name, "zarr.json") for name in of_either]
+        for name, data in zip(of_either, source.read_many(keys), strict=True):
+            if is_group(data):
+                del files[name]
+        names = list(files)
         if not names:
             raise NotFoundError(
-                f"{place.url} is a database without arrays and without {METADATA}, so there is no tree in it; "
-                "ocdbt_py.open() reads its keys",
+                f"{place.url} is {layout.kind.value} without arrays and without {METADATA}, so there is no tree in it; "
+                "ocdbt_py.open() reads the keys of a database",
                 kind="no-arrays",
                 url=place.url,
             )
         records = [LeafRecord(_flat_path(name), ValueType.NUMPY_ARRAY) for name in names]
-        return cls(place, TreeMetadata(records, True, False, True, None), names, database)
+        documents = dict(enumerate(files.values()))
+        return cls(place, TreeMetadata(records, None, False, is_whole, None), names, source, documents)
 
     @property
     def leaves(self) -> Sequence[LeafRecord]:
         return self.metadata.leaves
 
     @property
-    def _values(self) -> Database:
-        assert self.database is not None, "there are no arrays"
-        return self.database
+    def _values(self) -> Readable:
+        assert self.source is not None, "there are no arrays"
+        return self.source
 
     @property
     def missing(self) -> Missing:
         """What a chunk that is not there means."""
         return "fill" if self.metadata.missing_chunks_are_fill_values else "error"
 
+    def _read_with(self, reading: Reading) -> Values:
+        """The values, as they are wanted."""
+        if not reading.verify:
+            return self._values
+        try:
+            return Verified(self._values, partial(read_file, self.place))
+        except OcdbtError as error:
+            raise error.located(url=self.place.url) from None
+
     def specs(self, indices: Iterable[int]) -> dict[int, ArraySpec]:
         """How those of these leaves are stored that are arrays; one request for all of them."""
         wanted = [i for i in indices if self.leaves[i].value_type in ValueType.ARRAYS]
         if not wanted:
             return {}
-        keys = [array_key(self.names[i], ".zarray") for i in wanted]
+        usual = "zarr.json" if self.metadata.use_zarr3 else ".zarray"
+        keys = [array_key(self.names[i], self.documents.get(i, usual)) for i in wanted]
         decoded: dict[bytes, ArraySpec] = {}
         specs = {}
-        for i, key, data in zip(wanted, keys, self._values.read_many(keys, None), strict=True):
-            if data is None:
+        for i, key, found in zip(wanted, keys, self._documents(keys), strict=True):
+            if found is None:
                 raise CorruptDataError(
-                    f"The array {self.names[i]!r} is in {METADATA} but not in the database; the save was not complete, "
-                    "or another program removed it",
+                    f"The array {self.names[i]!r} is in the tree, but nothing is stored of it; its save was not "
+                    "complete, or another program removed it",
                     key=key,
                     url=self.place.url,
                 )
+            data = bytes(found)
             spec = decoded.get(data)
             if spec is None:
-                spec = decoded[data] = decode_zarray(data, path=key.decode("utf-8", "replace"))
+                spec = decoded[data] = decode_metadata(data, path=key.decode("utf-8", "replace"))
             specs[i] = spec
         return specs
+
+    def _documents(self, keys: Sequence[bytes]) -> Sequence[Buffer | None]:
+        """The values of these keys, none of which may be too large for what it is."""
+
+        def refuse(sizes: Sequence[int | None]) -> list[None]:
+            for key, size in zip(keys, sizes, strict=True):
+                if size is not None and size > _LARGEST_DOCUMENT:
+                    raise CorruptDataError(
+                        f"The array metadata {key!r} has {size} bytes, more than any array's",
+                        key=key,
+                        url=self.place.url,
+                    )
+            return [None] * len(keys)
+
+        return self._values.read_many_into(keys, refuse)
 
     def infos(self, indices: Iterable[int]) -> dict[int, ArrayInfo]:
         """What is known of those of these leaves that are arrays."""
         return {i: ArrayInfo.of(spec) for i, spec in self.specs(indices).items()}
 
-    def values(self, indices: Sequence[int], *, mmap: bool = False, progress: Any = None) -> dict[int, Any]:
-        """The values of these leaves: arrays whole and writable, of rank 0 for numbers."""
-        specs = self.specs(indices)
-        arrays = self._arrays(specs, mmap, progress) if specs else {}
+    def values(
+        self,
+        indices: Sequence[int],
+        reading: Reading = READING,
+        *,
+        parts: Mapping[int, Sequence[Index]] | None = None,
+    ) -> dict[int, Any]:
+        """The values of these leaves: arrays whole and writable, of rank 0 for numbers.
+
+        Of those array leaves that are in ``parts`` only these are read, and the value is a list of them.
+        """
+        if not any(self.leaves[i].value_type in ValueType.ARRAYS for i in indices):
+            return {i: self.plain(i) for i in indices}
+        try:
+            values = self._read_with(reading)
+            specs = self.specs(indices)
+            arrays = self._arrays(specs, parts or {}, values, reading)
+        except CorruptDataError as error:
+            raise error.located(url=self.place.url) from None
         return {i: arrays[i] if i in specs else self.plain(i) for i in indices}
 
     def lazy(self, i: int, spec: ArraySpec) -> LazyArray:
@@ -181,6 +280,8 @@ class StoredTree:
     def plain(self, i: int) -> Any:
         """What a leaf that is no array is: a string, None, or an empty container."""
         kind, name = self.leaves[i].value_type, self.names[i]
+        if kind == ValueType.STRING and name in self.strings:
+            return self.strings[name]
         if kind == ValueType.STRING:
             return look_up_string(self._strings, name)
         if kind in _EMPTY:
@@ -194,60 +295,39 @@ class StoredTree:
         """How a JAX array was sharded when it was saved, in Orbax's words; None for others."""
         return self._shardings.get(name)
 
-    def _arrays(self, specs: Mapping[int, ArraySpec], mmap: bool, progress: Any) -> dict[int, NDArray[Any]]:
-        """These arrays, as memory maps where ``mmap`` and the way they are stored allow."""
-        arrays = self._map(specs) if mmap and self.place.storage.capabilities.map else {}
-        reads = {i: ArrayRead(self.names[i], spec) for i, spec in specs.items() if i not in arrays}
+    def _arrays(
+        self,
+        specs: Mapping[int, ArraySpec],
+        parts: Mapping[int, Sequence[Index]],
+        values: Values,
+        reading: Reading,
+    ) -> dict[int, Any]:
+        """These arrays, or parts of them; whole ones as memory maps where that is wanted and they are stored so."""
+        progress = reading.progress
+        whole = {i: spec for i, spec in specs.items() if i not in parts}
+        mappable = reading.mmap and self.place.storage.capabilities.map
+        arrays: dict[int, Any] = {}
+        if mappable:
+            seen = values.take if isinstance(values, Verified) else None
+            arrays |= map_arrays(self.place, self._values, self.names, whole, seen)
+        reads: dict[tuple[int, int | None], ArrayRead] = {
+            (i, None): ArrayRead(self.names[i], spec) for i, spec in whole.items() if i not in arrays
+        }
+        for i in parts.keys() & specs.keys():
+            arrays[i] = [None] * len(parts[i])
+            reads |= {(i, number): ArrayRead(self.names[i], specs[i], part) for number, part in enumerate(parts[i])}
         if progress is not None:
             progress.set_size(sum(spec.nbytes for spec in specs.values()))
-            progress.relative_update(sum(array.nbytes for array in arrays.values()))
-        try:
-            for i, array in zip(reads, read_arrays(self._values, reads.values(), missing=self.missing), strict=True):
+            progress.relative_update(sum(array.nbytes for i, array in arrays.items() if i not in parts))
+        found = read_arrays(values, reads.values(), missing=self.missing, budget=reading.budget)
+        for (i, at), array in zip(reads, found, strict=True):
+            if at is None:
                 arrays[i] = array
-                if progress is not None:
-                    progress.relative_update(array.nbytes)
-        except CorruptDataError as error:
-            raise error.located(url=self.place.url) from None
+            else:
+                arrays[i][at] = array
+            if progress is not None:
+                progress.relative_update(array.nbytes)
         return arrays
-
-    def _map(self, specs: Mapping[int, ArraySpec]) -> dict[int, NDArray[Any]]:
-        """Those of the arrays that lie in a file as they lie in memory."""
-        chunks = {
-            array_key(self.names[i], spec.chunk_key((0,) * spec.ndim)): (i, spec)
-            for i, spec in specs.items()
-            if _is_mappable(spec)
-        }
-        files: dict[str, memoryview] = {}
-        arrays: dict[int, NDArray[Any]] = {}
-        for entry in self._values.scan() if chunks else ():
-            location = entry.location
-            if location is None or entry.key not in chunks:
-                continue
-            i, spec = chunks[entry.key]
-            mapped = files.get(location.file)
-            if mapped is None:
-                mapped = files[location.file] = self._map_file(location.file)
-            if location.length != spec.nbytes or location.offset + location.length > len(mapped):
-                raise CorruptDataError(
-                    f"The chunk of array {self.names[i]!r}, of {spec.nbytes} bytes by its metadata, cannot be the "
-                    f"{location.length} bytes at {location.offset} in a file of {len(mapped)}",
-                    path=location.file,
-                    key=entry.key,
-                    url=self.place.url,
-                )
-            arrays[i] = np.frombuffer(mapped, spec.dtype, spec.size, location.offset).reshape(spec.shape)
-        return arrays
-
-    def _map_file(self, name: str) -> memoryview:
-        path = file_path(self.place.path, DataFileId(b"", name.encode("utf-8", "surrogateescape")))
-        try:
-            return self.place.storage.map(path)
-        except NotFoundError as error:
-            raise CorruptDataError(
-                "Arrays lie in a data file that is not there; the directory was copied without it, or it was deleted",
-                path=name,
-                url=self.place.url,
-            ) from error
 
     @cached_property
     def _strings(self) -> Mapping[str, Any]:
@@ -258,7 +338,10 @@ class StoredTree:
                 path=STRINGS,
                 url=self.place.url,
             )
-        return decode_strings(data)
+        try:
+            return decode_strings(data)
+        except CorruptDataError as error:
+            raise error.located(url=self.place.url) from None
 
     @cached_property
     def _shardings(self) -> Mapping[str, Mapping[str, Any]]:
@@ -288,47 +371,18 @@ def _flat_path(name: str) -> Path:
     return (Key(name, KeyKind.DICT),) if name else ()
 
 
-def _open_database(layout: Layout, metadata: TreeMetadata) -> Database:
-    """The database of a pytree whose metadata lists arrays."""
-    place = layout.place
-    if metadata.use_zarr3:
-        raise UnsupportedError(
-            f"{place.url} holds zarr v3 arrays, which this release cannot read; Orbax can", url=place.url
-        )
-    if metadata.use_ocdbt is False or (metadata.use_ocdbt is None and MANIFEST_NAME not in layout.names):
-        raise UnsupportedError(
-            f"{place.url} has a directory for each array instead of a database (use_ocdbt=False), which this release "
-            "cannot read; Orbax can",
-            url=place.url,
-        )
-    if MANIFEST_NAME not in layout.names:
-        if any(name.startswith(PROCESS_PREFIX) for name in layout.names):
-            raise UncommittedError(
-                f"{place.url} holds what single processes wrote, never merged into one database: its writers did not "
-                "finish",
-                kind="unmerged",
-                url=place.url,
-            )
+def _read(place: Place, name: str) -> bytes:
+    data = read_file(place, name)
+    if data is None:
+        raise PathNotFoundError(f"{name} of {place.url} is gone", url=place.url)
+    return data
+
+
+def _check_distinct(names: Sequence[str], path: str) -> None:
+    """Two leaves of one name would be one array; their writer merged or lost one of them."""
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise CorruptDataError(
-            f"{METADATA} lists arrays, but there is no database beside it ({MANIFEST_NAME}); the directory was copied "
-            "without it",
-            path=MANIFEST_NAME,
-            url=place.url,
+            f"Two leaves in {path} have the name {twice!r}, so that nobody can tell whose array it is", path=path
         )
-    return _snapshot(place)
-
-
-def _snapshot(place: Place) -> Database:
-    """What the database holds now: its manifest, read once."""
-    return open_place(place, max_staleness=math.inf).snapshot()
-
-
-def _is_mappable(spec: ArraySpec) -> bool:
-    return (
-        spec.compressor is None
-        and spec.chunks == spec.shape
-        and (spec.order == "C" or spec.ndim < 2)
-        and spec.byte_order == "<"
-        and spec.dtype.kind != "b"  # a stored byte may be anything, and NumPy trusts it to be 0 or 1
-        and low_bits(spec.dtype) is None
-    )

@@ -52,7 +52,7 @@ class Target:
     def keys(self) -> Database:
         """The database, where keys are meant."""
         if self.database is None:
-            raise InvalidArgumentError(f"The checkpoint at {self.url} holds no arrays, so there is no database in it")
+            raise InvalidArgumentError(f"The checkpoint at {self.url} does not lie in a database, so it has no keys")
         return self.database
 
 

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Verification:
 def _oracle(target: Target) -> tuple[Oracle | None, str | None]:
     """TensorStore opened at the same version, or why not."""
     if target.database is None:
-        return None, "Not compared with TensorStore: there are no arrays."
+        return None, "Not compared with TensorStore: there is no database."
     if not isinstance(target.inner.storage, LocalStorage):
         return None, "Not compared with TensorStore: it is asked about local directories only."
     if target.inner.prefix:

@@ -8,7 +8,7 @@ import pytest
 from ocdbt_py.backends import MemoryStorage
 from ocdbt_py.checkpoint.layout import ItemKind, Kind, identify, is_finished
 from ocdbt_py.checkpoint.opening import find_checkpoint, find_item
-from ocdbt_py.errors import InvalidArgumentError, NotFoundError, PathNotFoundError, UncommittedError
+from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, NotFoundError, PathNotFoundError, UncommittedError
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Capabilities, Listed
 from ocdbt_py.testing.faulty import FaultyStorage
@@ -47,6 +47,13 @@ TABLE = [
     (Kind.DATABASE, ["manifest.ocdbt", "d/0"]),
     (Kind.DATABASE, ["manifest.0000000000000003"]),
     (Kind.PARTS, ["ocdbt.process_0/manifest.ocdbt", "ocdbt.process_1/manifest.ocdbt"]),
+    (Kind.PARTS, ["_CHECKPOINT_METADATA", "ocdbt.process_0/manifest.ocdbt", "array_metadatas/process_0"]),
+    (Kind.RANDOM_KEY, ["jax_random_key/_METADATA", "jax_random_key_metadata/metadata"]),
+    (Kind.RANDOM_KEY, ["np_random_key/_METADATA", "np_random_key_metadata/metadata", "_CHECKPOINT_METADATA"]),
+    (Kind.STEP, ["_CHECKPOINT_METADATA", "np_random_key/_METADATA"]),
+    (Kind.ARRAYS, ["checkpoint/.zarray", "checkpoint/0"]),
+    (Kind.ARRAYS, ["a/zarr.json", "b/0"]),
+    (Kind.ARRAYS, [".zarray", "0"]),
     (Kind.STEP, ["_CHECKPOINT_METADATA", *below("default", PYTREE), "metrics/metrics"]),
     (Kind.STEP, ["_CHECKPOINT_METADATA", "d/0", "manifest.ocdbt"]),
     (Kind.STEP, ["orbax.checkpoint", *below("state", PYTREE)]),
@@ -73,14 +80,26 @@ def test_a_directory_is_recognised_by_the_names_in_it(kind: Kind, files: list[st
 def test_items_of_a_step_are_told_apart_and_unfinished_ones_left_out(place: Place) -> None:
     fill(place, ["_CHECKPOINT_METADATA", *below("b", PYTREE), "a/metadata", "proto/proto.pbtxt", "old/checkpoint"])
     fill(place, [*below("c.orbax-checkpoint-tmp", PYTREE), "v1/data.json", "descriptor/descriptor.pbtxt"])
+    fill(place, ["array/checkpoint/.zarray", "key/np_random_key/_METADATA", "key/np_random_key_metadata/metadata"])
     assert identify(place).items == {
         "a": ItemKind.JSON,
+        "array": ItemKind.ARRAYS,
         "b": ItemKind.PYTREE,
         "descriptor": ItemKind.OTHER,
+        "key": ItemKind.RANDOM_KEY,
         "old": ItemKind.OLD_PYTREE,
         "proto": ItemKind.OTHER,
         "v1": ItemKind.JSON,
     }
+
+
+def test_an_item_that_is_being_deleted_is_gone(place: Place) -> None:
+    fill(place, ["_CHECKPOINT_METADATA", *below("a", PYTREE), "b/array_metadatas/process_0"])
+    fill(place, ["_CHECKPOINT_DELETION"], b'{"operation_id": "1", "checkpointable_name": "b"}')
+    assert list(find_checkpoint(place).items) == ["a"]
+    fill(place, ["_CHECKPOINT_DELETION"], b"[" * 100_000)
+    with pytest.raises(CorruptDataError, match="_CHECKPOINT_DELETION"):
+        find_checkpoint(place)
 
 
 def test_steps_are_named_in_the_order_of_their_numbers(place: Place) -> None:
@@ -162,9 +181,18 @@ def test_each_thing_that_is_no_checkpoint_has_its_own_error(place: Place) -> Non
     fill(place, ["ocdbt.process_0/manifest.ocdbt"])
     with pytest.raises(UncommittedError, match="never merged"):
         find_checkpoint(place)
+    assert find_checkpoint(place, allow_uncommitted=True).kind is Kind.PARTS
+    step = replace(place, path=place.path.rpartition("/")[0])
+    fill(step, ["_CHECKPOINT_METADATA"])
+    with pytest.raises(UncommittedError, match="never merged"):
+        find_item(find_checkpoint(step), "7")
+    step.storage.delete(step.path + "/")
+    fill(place, ["_CHECKPOINT_METADATA", "manifest.ocdbt", "d/0"])
+    with pytest.raises(CorruptDataError, match="arrays but no _METADATA"):
+        find_checkpoint(place)
     place.storage.delete(place.path + "/")
-    for step in range(30):
-        fill(place, below(str(step), [*PYTREE, "_CHECKPOINT_METADATA"]))
+    for number in range(30):
+        fill(place, below(str(number), [*PYTREE, "_CHECKPOINT_METADATA"]))
     with pytest.raises(InvalidArgumentError, match=r"30 in all, of which 10, 11.* 29\. Give .*/29") as caught:
         find_checkpoint(place)
     assert " 9," not in str(caught.value)
