@@ -291,8 +291,11 @@ class _KeysRead(dict[tuple[str, int], Key]):
         name, kind = step
         if not _is_key(name, kind):
             raise TypeError
-        key = self[step] = Key(name, KeyKind(kind))
+        key = self[step] = Key(name, _KINDS[kind])
         return key
+
+
+_KINDS = {kind.value: kind for kind in KeyKind}
 
 
 def _is_key(name: Any, kind: Any) -> bool:
