@@ -1,4 +1,4 @@
-"""How much memory a storage takes beside the data, when much of it is put and read."""
+"""How much memory it takes beside the data to put and read much of it, or to do anything else."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PUT_AND_READ", "beside_the_data", "prepare"]
+__all__ = ["PUT_AND_READ", "beside_the_data", "peaks", "prepare"]
 
 _PATTERN = b"0123456789abcdef"
 PUT_AND_READ = 200 << 20
 """Put as one file, and read back into memory that is there already."""
 
-_SCRIPT = """
+_MEASURING = """
 import ast, json, sys
 sys.path[:0] = json.loads(sys.argv[1])
-from ocdbt_py.storage.location import resolve
 
 def memory(field):
     with open("/proc/self/status") as status:
@@ -30,7 +29,10 @@ def peak_of(action):
     before = memory("VmRSS")
     action()
     return memory("VmHWM") - before
+"""
 
+_SCRIPT = """
+from ocdbt_py.storage.location import resolve
 place = resolve(sys.argv[2], storage_options=ast.literal_eval(sys.argv[3]))
 storage, path = place.storage, place.path + "/f"
 writable = storage.capabilities.writable
@@ -57,15 +59,23 @@ def prepare(directory: Path) -> None:
 
 def beside_the_data(url: str, storage_options: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes at the peak of putting and of reading, in a process of its own. Linux only."""
+    put, read = peaks(_SCRIPT, url, repr(dict(storage_options)), _PATTERN.decode(), PUT_AND_READ)
+    return put, read
+
+
+def peaks(script: str, *arguments: object) -> list[int]:
+    """What a script prints as JSON that calls ``peak_of``; ``sys.argv`` has the arguments from 2 on. Linux only.
+
+    ``peak_of(action)`` is how many bytes the process grew at the peak while ``action()`` ran.
+    """
     root = Path(__file__).parents[1]
     folders = json.dumps([str(root), str(root / "backends")])
-    options = repr(dict(storage_options))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _SCRIPT, folders, url, options, _PATTERN.decode(), str(PUT_AND_READ)],
+        [sys.executable, "-W", "error", "-c", _MEASURING + script, folders, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    put, read = json.loads(done.stdout)
-    return put, read
+    found: list[int] = json.loads(done.stdout)
+    return found

@@ -19,7 +19,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ocdbt_py.care.check import Report as Report
     from ocdbt_py.care.check import check as check
+    from ocdbt_py.checkpoint.async_saving import AsyncSave as AsyncSave
+    from ocdbt_py.checkpoint.async_saving import save_async as save_async
     from ocdbt_py.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from ocdbt_py.checkpoint.file_processes import FileProcesses as FileProcesses
     from ocdbt_py.checkpoint.restore import restore as restore
     from ocdbt_py.checkpoint.save import save as save
     from ocdbt_py.database import MISSING as MISSING
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "care.check": ("Report", "check"),
+    "checkpoint.async_saving": ("AsyncSave", "save_async"),
     "checkpoint.checkpoint": ("Checkpoint",),
+    "checkpoint.file_processes": ("FileProcesses",),
     "checkpoint.restore": ("restore",),
     "checkpoint.save": ("save",),
     "database": ("MISSING", "Config", "Database", "Entry", "Version", "WriteOptions", "open"),

@@ -15,6 +15,7 @@ import importlib
 import struct
 import sys
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -30,6 +31,7 @@ __all__ = [
     "compressor_from_json",
     "compressor_to_json",
     "refuse_impossible",
+    "refuse_too_short",
     "with_checksum",
 ]
 
@@ -37,6 +39,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 CHECKSUM_BYTES: Final = 4
 """What the codec ``crc32c`` of zarr v3 adds: the CRC-32C of the bytes before, little endian."""
+
+LARGE: Final = 24 << 20
+"""Bytes of a chunk that is not held whole, unless somebody says otherwise."""
 
 # Lowest and highest level, as TensorStore takes them.
 _LEVELS: Final = {"zstd": (-131072, 22), "zlib": (0, 9), "gzip": (0, 9), "bz2": (1, 9), "blosc": (0, 9)}
@@ -128,6 +133,14 @@ def refuse_impossible(compressor: Compressor, data: Buffer, size: int) -> None:
         raise ValueError(f"{len(data)} bytes of {compressor.id} cannot hold {size}")
 
 
+def refuse_too_short(compressor: Compressor, length: int, size: int) -> None:
+    """As :func:`refuse_impossible` where only the ``length`` of the data is known: a coarse bound."""
+    # A block of zstd takes four bytes or more.
+    highest = length // 4 * _ZSTD_BLOCK if compressor.id == "zstd" else length * _HIGHEST_RATIO[compressor.id]
+    if size > highest:
+        raise ValueError(f"{length} bytes of {compressor.id} cannot hold {size}")
+
+
 class Decoder:
     """Decodes one chunk after the other. Keeps a context between them, so every thread needs its own."""
 
@@ -155,9 +168,13 @@ class Decoder:
 
 
 class Encoder:
-    """Encodes one chunk after the other. Keeps contexts between them, so every thread needs its own."""
+    """Encodes one chunk after the other. Keeps contexts between them, so every thread needs its own.
 
-    def __init__(self) -> None:
+    ``large``: chunks of more bytes are better encoded in pieces.
+    """
+
+    def __init__(self, large: int = LARGE) -> None:
+        self.large = large
         self._zstd: dict[Compressor, Any] = {}
 
     def encode(self, compressor: Compressor, data: Buffer) -> bytes:
@@ -173,6 +190,23 @@ class Encoder:
             stream = zlib.compressobj(level, wbits=_ZLIB_WINDOW[compressor.id])
             return stream.compress(data) + stream.flush()
         raise UnsupportedError(f"{compressor.id} is only read. Write with zstd, zlib, gzip or bz2")
+
+    def encode_pieces(self, compressor: Compressor, pieces: Iterable[Buffer], size: int) -> Iterator[bytes]:
+        """As :meth:`encode`, for ``size`` bytes of data that come in pieces."""
+        level = compressor.level
+        if compressor.id == "zstd":
+            compress, flush = _zstd_stream(level, compressor.checksum, size)
+        elif compressor.id == "bz2":
+            machine = bz2.BZ2Compressor(level)
+            compress, flush = machine.compress, machine.flush
+        elif compressor.id in _ZLIB_WINDOW:
+            stream = zlib.compressobj(level, wbits=_ZLIB_WINDOW[compressor.id])
+            compress, flush = stream.compress, stream.flush
+        else:
+            raise UnsupportedError(f"{compressor.id} is only read. Write with zstd, zlib, gzip or bz2")
+        for piece in pieces:
+            yield compress(piece)
+        yield flush()
 
 
 def with_checksum(data: Buffer) -> bytes:
@@ -279,6 +313,11 @@ if sys.version_info >= (3, 14):
             options={parameter.compression_level: level, parameter.checksum_flag: int(checksum)}
         )
 
+    def _zstd_stream(level: int, checksum: bool, size: int) -> tuple[Callable[[Buffer], bytes], Callable[[], bytes]]:
+        compressor = _new_compressor(level, checksum)
+        compressor.set_pledged_input_size(size)
+        return compressor.compress, compressor.flush
+
     def _zstd_frame(compressor: Any, data: Buffer) -> bytes:
         compressor.set_pledged_input_size(len(data))
         frame: bytes = compressor.compress(data, compressor.FLUSH_FRAME)
@@ -302,6 +341,10 @@ else:
 
     def _new_compressor(level: int, checksum: bool) -> _zstd.ZstdCompressor:
         return _zstd.ZstdCompressor(level=level, write_checksum=checksum)
+
+    def _zstd_stream(level: int, checksum: bool, size: int) -> tuple[Callable[[Buffer], bytes], Callable[[], bytes]]:
+        stream = _new_compressor(level, checksum).compressobj(size=size)
+        return stream.compress, stream.flush
 
     def _zstd_frame(compressor: _zstd.ZstdCompressor, data: Buffer) -> bytes:
         return compressor.compress(data)

@@ -33,6 +33,7 @@ _MOST_FILLED = 1 << 24  # chunks of one array that may be filled in; each has to
 _PROBED_AT_ONCE = 4096  # keys
 _AHEAD = 1024  # arrays whose shard indices are read together
 _INDEX_BYTES = 4 << 20  # of indices, read together
+_INDEX_FIRST_COMPRESSED = 16 << 20  # bytes; larger ones are decoded as they come, without what is around them
 _INDEX_FIRST = 1 << 20  # bytes from which copying a chunk costs more than a request for the index of its shard
 
 
@@ -188,7 +189,7 @@ class Unfinished:
         if spec.key_shape != spec.chunks:
             return True
         large = _INDEX_FIRST if self._all_elements else MERGE_GAP
-        return spec.is_raw and spec.chunk_nbytes > large
+        return spec.chunk_nbytes > (large if spec.is_raw else _INDEX_FIRST_COMPRESSED)
 
     @property
     def _all_elements(self) -> bool:

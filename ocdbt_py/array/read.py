@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.array.chunks import Index
-from ocdbt_py.array.codecs import CHECKSUM_BYTES, Decoder, checked, refuse_impossible
+from ocdbt_py.array.codecs import CHECKSUM_BYTES, Decoder, checked, refuse_impossible, refuse_too_short
 from ocdbt_py.array.dtypes import low_bits
 from ocdbt_py.array.fetches import ArrayRead, Fetch, Missing, Unfinished, allocate, begun, missing_chunk
 from ocdbt_py.array.sharding import only_chunk
 from ocdbt_py.array.spec import ArraySpec
+from ocdbt_py.array.streaming import Source, Stream, can_stream, open_stream, slabs
 from ocdbt_py.array.values import Buffer, Request, Values
-from ocdbt_py.errors import InvalidArgumentError
+from ocdbt_py.errors import InvalidArgumentError, OcdbtError
 
 __all__ = ["BUDGET", "ArrayRead", "Buffer", "Missing", "Request", "Values", "plan", "read_array", "read_arrays"]
 
@@ -75,6 +76,13 @@ def read_arrays(
         lands = array.spec.is_raw and _lies_as_stored(array.spec)
         for fetch in array.fetches(values):
             cost = fetch.nbytes // (_LANDING_SHARE if lands and not fetch.is_shard else 1) + _REQUEST_COST
+            if cost > budget and not fetch.is_shard and can_stream(array.spec.compressor, array.spec.checksums):
+                _fetch(values, group, decoder)
+                yield from (done.finished() for done in waiting)
+                waiting, group, held = [], [], 0
+                array.demand_all_chunks(values)
+                _stream(values, fetch, budget // 4)
+                continue
             if group and held + cost > budget:
                 if group[-1].array is array:
                     array.demand_all_chunks(values)
@@ -162,6 +170,76 @@ def _fetch(values: Values, group: Sequence[Fetch], decoder: Decoder) -> None:
         done = [pool.submit(_place, *job, Decoder()) for job in in_threads]
     for future in done:
         future.result()
+
+
+def _stream(values: Values, fetch: Fetch, at_once: int) -> None:
+    """Fetch a chunk that is too large to be held, ``at_once`` bytes at a time, and place it."""
+    array, spec, span = fetch.array, fetch.array.spec, fetch.span
+    nbytes = span.stop - span.start
+    sizes: list[int | None] = []
+
+    def learned(found: Sequence[int | None]) -> Sequence[memoryview | None]:
+        sizes.extend(found)
+        _check_size(fetch, found[0])
+        buffer = _landing(fetch, found[0])
+        if buffer is None:
+            raise _NotYet
+        return [buffer]
+
+    try:
+        _look_up(values, [fetch], learned)
+    except _NotYet:
+        pass
+    else:
+        (stored,) = learned(sizes)
+        assert stored is not None
+        _check_elements(fetch, stored)
+        return
+    size = sizes[0]
+    if size is None:
+        array.fill(array.part(span.target))
+        return
+    try:
+        if spec.compressor is not None:
+            refuse_too_short(spec.compressor, size, nbytes)
+            if size <= at_once:
+                (data,) = values.read_many([fetch.request], None)
+                refuse_impossible(spec.compressor, data or b"", nbytes)
+        target = array.part(span.target)
+        stream = open_stream(spec.compressor, Source(values, fetch.request, size, at_once))
+        if target.nbytes == nbytes and target.flags.c_contiguous and _lies_as_stored(spec):
+            content = target.reshape(-1).view(np.uint8).data
+            stream.fill(content)
+            stream.end()
+            _check_elements(fetch, content)
+            return
+        window = np.empty(at_once, np.uint8)
+        at = 0
+        for slab in slabs(span.offset, span.shape, span.strides, spec.dtype.itemsize, at_once):
+            at = _skip(stream, at, slab.offset, window)
+            stream.fill(window[: slab.extent].data)
+            at += slab.extent
+            elements: NDArray[Any] = np.ndarray(slab.shape, spec.stored_dtype, window, 0, span.strides)
+            index: tuple[Any, ...] = (*slab.target, ...)
+            _take(fetch, elements, target[index])
+        _skip(stream, at, nbytes, window)
+        stream.end()
+    except ValueError as error:
+        if isinstance(error, OcdbtError):
+            raise
+        raise fetch.error(str(error)) from error
+
+
+class _NotYet(Exception):
+    """The bytes do not lie in the array as they are stored."""
+
+
+def _skip(stream: Stream, at: int, to: int, window: NDArray[np.uint8]) -> int:
+    while at < to:
+        size = min(to - at, len(window))
+        stream.fill(window[:size].data)
+        at += size
+    return at
 
 
 def _look_up(
@@ -265,7 +343,12 @@ def _place(fetch: Fetch, data: Buffer, target: NDArray[Any], decoder: Decoder) -
     if in_place:
         _check_elements(fetch, memoryview(content))
         return
-    elements = np.ndarray(span.shape, spec.stored_dtype, content, span.offset, span.strides)
+    _take(fetch, np.ndarray(span.shape, spec.stored_dtype, content, span.offset, span.strides), target)
+
+
+def _take(fetch: Fetch, elements: NDArray[Any], target: NDArray[Any]) -> None:
+    """Copy elements as they are stored to their part of the box."""
+    spec = fetch.array.spec
     mask = low_bits(spec.dtype)
     if mask is not None:
         np.bitwise_and(elements, mask, out=target)

@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from ocdbt_py.array.codecs import CHECKSUM_BYTES, checked, with_checksum
 from ocdbt_py.array.dtypes import ByteOrder
 
-__all__ = ["AxisOrder", "Sharding", "axes_of", "decode_index", "encode_shard", "only_chunk", "place_in_shard"]
+__all__ = [
+    "AxisOrder",
+    "Sharding",
+    "axes_of",
+    "decode_index",
+    "encode_index",
+    "encode_shard",
+    "only_chunk",
+    "place_in_shard",
+]
 
 AxisOrder: TypeAlias = Literal["C", "F"] | tuple[int, ...]
 """Which axes go outermost: ``C`` the first ones, ``F`` the last ones, or all of them, outermost first."""
@@ -93,18 +102,23 @@ def only_chunk(shard: memoryview, sharding: Sharding, nbytes: int) -> memoryview
     return None if place is None else shard[place[0] : place[1]]
 
 
+def encode_index(lengths: Sequence[int | None], sharding: Sharding) -> bytes:
+    """The index of a shard whose chunks lie one after the other and have these lengths; None is left out."""
+    entries = np.empty((len(lengths), 2), f"{sharding.index_byte_order}u8")
+    at = (entries.nbytes + CHECKSUM_BYTES * sharding.index_checksum) * sharding.index_at_start
+    for number, length in enumerate(lengths):
+        entries[number] = (ABSENT, ABSENT) if length is None else (at, length)
+        at += length or 0
+    index: bytes = entries.tobytes()
+    return with_checksum(index) if sharding.index_checksum else index
+
+
 def encode_shard(payloads: Sequence[Buffer | None], sharding: Sharding) -> Buffer:
     """A shard of these encoded chunks, which are in the order of the index; None is left out."""
-    entries = np.empty((len(payloads), 2), f"{sharding.index_byte_order}u8")
-    start = at = (entries.nbytes + CHECKSUM_BYTES * sharding.index_checksum) * sharding.index_at_start
-    for number, payload in enumerate(payloads):
-        length = 0 if payload is None else len(payload)
-        entries[number] = (ABSENT, ABSENT) if payload is None else (at, length)
-        at += length
-    index: bytes = entries.tobytes()
-    if sharding.index_checksum:
-        index = with_checksum(index)
-    shard: NDArray[Any] = np.empty(at - start + len(index), np.uint8)
+    lengths = [None if payload is None else len(payload) for payload in payloads]
+    index = encode_index(lengths, sharding)
+    size = sum(length for length in lengths if length is not None) + len(index)
+    shard: NDArray[Any] = np.empty(size, np.uint8)
     view = shard.data
     at = 0
     for part in (index, *payloads) if sharding.index_at_start else (*payloads, index):

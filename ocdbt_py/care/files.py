@@ -7,7 +7,7 @@ become many, so that memory grows with the number of separate pieces and not wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.care.report import Finding
+from ocdbt_py.checkpoint.new_database import ALIGNMENT
 from ocdbt_py.engine.data_files import PADDED_FROM, PAGE
 from ocdbt_py.engine.nodes import file_path
 from ocdbt_py.errors import CorruptDataError, NotFoundError
@@ -80,6 +81,11 @@ class Files:
         return {item.path[start:]: item.size for item in listed if item.size is not None}
 
     @property
+    def names(self) -> Collection[str]:
+        """What lies below the database, as far as the storage can list it."""
+        return self._listed.keys()
+
+    @property
     def count(self) -> int:
         return sum(file.size is not None for file in self._files.values())
 
@@ -132,18 +138,24 @@ class Files:
                 )
             yield Finding(kind=kind, message=problem, path=file.name, key=key, generation=generation)
 
-    def notes(self, *, numbered: bool) -> Iterator[Finding]:
-        """What no version refers to, if every reference was told. ``numbered``: so are the database's manifests."""
-        others = {name.rpartition("/")[0] for name in self._listed if name.endswith(f"/{MANIFEST_NAME}")}
+    def notes(self, *, numbered: bool, others: Sequence[str] = ()) -> Iterator[Finding]:
+        """What no version refers to, if every reference was told. ``numbered``: so are the database's manifests.
+
+        ``others``: files that belong there, and directories of such, with a slash at the end.
+        """
+        belonging = tuple(name for name in others if name.endswith("/"))
+        databases = {name.rpartition("/")[0] for name in self._listed if name.endswith(f"/{MANIFEST_NAME}")}
         below: dict[str, int] = {}
         used = {file.name: file for file in self._files.values()}
         for name, size in sorted(self._listed.items()):
-            other = next((directory for directory in _directories(name) if directory in others), None)
+            other = next((directory for directory in _directories(name) if directory in databases), None)
             if other is not None:
                 below[other] = below.get(other, 0) + size
             elif name in used:
                 yield from _unused(used[name])
-            elif name != MANIFEST_NAME and not (numbered and parse_numbered_manifest_name(name) is not None):
+            elif name == MANIFEST_NAME or (numbered and parse_numbered_manifest_name(name) is not None):
+                continue
+            elif name not in others and not name.startswith(belonging):
                 yield _not_used(name, size)
         for other, size in below.items():
             yield Finding(
@@ -219,6 +231,8 @@ def _unused(file: _File) -> Iterator[Finding]:
     assert file.size is not None
     starts, stops = file.merged()
     unused = file.size - int((stops - starts).sum())
+    gaps = starts - np.concatenate(([0], stops[:-1]))
+    unused -= int(gaps[(gaps < ALIGNMENT) & (starts % ALIGNMENT == 0)].sum())  # so that values can be mapped
     tail = file.size - int(stops[-1])
     if file.size > PADDED_FROM and file.size % PAGE == 0 and tail < PAGE:
         unused -= tail  # padding

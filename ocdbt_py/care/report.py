@@ -27,6 +27,8 @@ DAMAGE = {
     "file-missing": "a data file that is referred to and not there",
     "file-truncated": "a data file that ends before what is referred to in it",
     "file-path": "a reference to a file that is not below the database",
+    "value": "a value whose bytes are not those of which the checksum was kept",
+    "checksums": "a table of value checksums that cannot be read",
 }
 NOTES = {
     "orphan-file": "a data file that no version refers to",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.array.codecs import Compressor, Encoder
 from ocdbt_py.array.spec import ArraySpec
+from ocdbt_py.array.zarr3 import orbax_spec
 from ocdbt_py.errors import InvalidArgumentError
 
 __all__ = ["MAX_CHUNK_BYTES", "Encoding", "chunk_shape"]
@@ -18,7 +18,15 @@ __all__ = ["MAX_CHUNK_BYTES", "Encoding", "chunk_shape"]
 MAX_CHUNK_BYTES = 1 << 31
 """A larger array is cut even if nobody asked: Orbax cuts at the size of a data file ("Chunk shape")."""
 
-_ORBAX_LEVEL = 1
+COMPRESSED_CHUNK_BYTES = 16 << 20
+"""So large are the chunks of a large compressed array: few of them are held at a time, and several threads decode."""
+
+_SMALLEST_CUT = 1 << 20
+"""Where the lengths of the axes leave only chunks smaller than this, a compressed array stays whole."""
+
+_ORBAX_LEVELS = {2: 1, 3: 3}
+"""Of zstd, by the format of zarr."""
+
 _WORTH_TRYING = 4096
 """Bytes below which an array stays as it is: a frame saves next to nothing, and costs each reader a decompression."""
 
@@ -28,48 +36,92 @@ _WORTH_KEEPING = 0.7
 _SAMPLES = 8
 _SAMPLE_BYTES = 16 << 10
 
-Choice = Callable[[NDArray[Any]], Compressor | None]
-
 
 class Encoding:
     """What ``compression=`` and ``chunk_bytes=`` mean for each array.
 
     ``compression``: ``"auto"`` (zstd where a sample of the array says that it pays), ``"zstd"``, ``"zstd:LEVEL"`` or
-    None. ``chunk_bytes``: chunks hold at most so many bytes before compression; None keeps arrays whole.
+    None. ``chunk_bytes``: chunks hold at most so many bytes before compression; None cuts only large compressed arrays.
+    ``zarr_format``: 2 or 3.
     """
 
-    def __init__(self, compression: str | None = "auto", chunk_bytes: int | None = None) -> None:
+    def __init__(
+        self, compression: str | None = "auto", chunk_bytes: int | None = None, zarr_format: Literal[2, 3] = 2
+    ) -> None:
         if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
             raise InvalidArgumentError(f"chunk_bytes is a positive number of bytes, not {chunk_bytes!r}")
+        if not isinstance(zarr_format, int) or zarr_format not in _ORBAX_LEVELS:
+            raise InvalidArgumentError(f"zarr_format is 2 or 3, not {zarr_format!r}")
+        self.zarr_format = zarr_format
         self._chunk_bytes = chunk_bytes
-        self._choose = _compression(compression)
+        self._compressor, self._is_sampled = _compression(compression, _ORBAX_LEVELS[zarr_format])
+        self._encoder = Encoder()
         self._specs: dict[tuple[Any, ...], ArraySpec] = {}
 
     def spec(self, array: NDArray[Any]) -> ArraySpec:
         """How ``array`` is to be stored. Arrays alike get the same object."""
-        compressor = self._choose(array)
-        key = (array.shape, array.dtype, compressor)
+        return self.spec_for(array.shape, array.dtype, is_compressed=self.compresses(array))
+
+    def compresses(self, array: NDArray[Any]) -> bool:
+        """Whether ``array`` is to be compressed."""
+        if self._compressor is None or not self._is_sampled:
+            return self._compressor is not None
+        if array.nbytes < _WORTH_TRYING:
+            return False
+        sample = _sample(array)
+        return len(self._encoder.encode(self._compressor, sample)) <= _WORTH_KEEPING * len(sample)
+
+    def spec_for(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        is_compressed: bool,
+        write_shape: tuple[int, ...] | None = None,
+    ) -> ArraySpec:
+        """How an array is stored of which each writer writes ``write_shape`` (None: one writes it whole)."""
+        key = (shape, dtype, is_compressed, write_shape)
         spec = self._specs.get(key)
         if spec is None:
-            target = min(self._chunk_bytes or MAX_CHUNK_BYTES, MAX_CHUNK_BYTES)
-            chunks = chunk_shape(array.shape, array.dtype.itemsize, target)
-            spec = self._specs[key] = ArraySpec(array.shape, chunks, array.dtype, compressor=compressor)
+            chunks = self._chunks(shape, write_shape or shape, dtype.itemsize, is_compressed)
+            make = orbax_spec if self.zarr_format == 3 else ArraySpec
+            compressor = self._compressor if is_compressed else None
+            spec = self._specs[key] = make(shape, chunks, dtype, compressor=compressor)
         return spec
 
+    def _chunks(
+        self, shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: int, is_compressed: bool
+    ) -> tuple[int, ...]:
+        if is_compressed and self._chunk_bytes is None:
+            chunks = chunk_shape(shape, itemsize, COMPRESSED_CHUNK_BYTES, write_shape)
+            if math.prod(chunks) >= min(math.prod(write_shape), _SMALLEST_CUT // itemsize):
+                return chunks
+        target = min(self._chunk_bytes or MAX_CHUNK_BYTES, MAX_CHUNK_BYTES)
+        return chunk_shape(shape, itemsize, target, write_shape)
 
-def chunk_shape(shape: tuple[int, ...], itemsize: int, target: int) -> tuple[int, ...]:
-    """The chunks Orbax would cut an unsharded array into: the longest axis goes to its next smaller divisor until a
-    chunk takes at most ``target`` bytes. An axis without elements counts as one.
+
+def chunk_shape(
+    shape: tuple[int, ...], itemsize: int, target: int, write_shape: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The chunks Orbax would cut an array into of which ``write_shape`` is written at a time (None: all of it).
+
+    The longest axis goes to its next smaller divisor until a chunk takes at most ``target`` bytes; axes that are cut
+    already, between writers, before the others. An axis without elements counts as one.
 
     >>> chunk_shape((64, 96), 4, 1024)
     (16, 16)
+    >>> chunk_shape((64, 96), 4, 512, (32, 48))
+    (8, 16)
     """
     if target < itemsize:
         raise InvalidArgumentError(f"chunk_bytes={target} is less than one element, which takes {itemsize} bytes")
-    chunks = [max(size, 1) for size in shape]
+    whole = [max(size, 1) for size in write_shape or shape]
+    chunks = list(whole)
+    cut = [axis for axis, (size, part) in enumerate(zip(shape, whole, strict=True)) if part < size]
     while math.prod(chunks) * itemsize > target:
-        axis = max(range(len(chunks)), key=chunks.__getitem__)
-        chunks[axis] = _next_divisor(shape[axis], chunks[axis])
+        axes = [axis for axis in cut if chunks[axis] > 1] or range(len(chunks))
+        axis = max(axes, key=chunks.__getitem__)
+        chunks[axis] = _next_divisor(whole[axis], chunks[axis])
     return tuple(chunks)
 
 
@@ -83,36 +135,21 @@ def _next_divisor(size: int, below: int) -> int:
     return next(divisor for divisor in range(min(below - 1, math.isqrt(size)), 0, -1) if size % divisor == 0)
 
 
-def _compression(compression: str | None) -> Choice:
+def _compression(compression: str | None, default_level: int) -> tuple[Compressor | None, bool]:
+    """The compressor, and whether each array is asked if it pays."""
     if compression is None:
-        return lambda array: None
+        return None, False
     if compression == "auto":
-        return _Sampled()
+        return Compressor("zstd", default_level), True
     method, colon, level = compression.partition(":") if isinstance(compression, str) else ("", "", "")
     try:
         if method == "zstd":
-            always = Compressor("zstd", int(level) if colon else _ORBAX_LEVEL)
-            return lambda array: always
+            return Compressor("zstd", int(level) if colon else default_level), False
     except ValueError:  # no number, or no level of zstd
         pass
     raise InvalidArgumentError(
         f'compression is "auto", "zstd", "zstd:LEVEL" with a level from -131072 to 22, or None, not {compression!r}'
     )
-
-
-class _Sampled:
-    """Compresses a few pieces of an array to see whether the whole is worth it."""
-
-    def __init__(self) -> None:
-        self._encoder = Encoder()
-        self._zstd = Compressor("zstd", _ORBAX_LEVEL)
-
-    def __call__(self, array: NDArray[Any]) -> Compressor | None:
-        if array.nbytes < _WORTH_TRYING:
-            return None
-        sample = _sample(array)
-        encoded = self._encoder.encode(self._zstd, sample)
-        return self._zstd if len(encoded) <= _WORTH_KEEPING * len(sample) else None
 
 
 def _sample(array: NDArray[Any]) -> bytes:

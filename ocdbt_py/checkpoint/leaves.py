@@ -1,8 +1,9 @@
 """Leaves of a user's tree into what is stored: an array, a string, or nothing but a word in the metadata.
 
-Every leaf is judged before anything is written. Arrays are taken as they lie: NumPy's own, JAX's on one host (on CPU
-without a copy), and whatever else offers ``__array__`` or DLPack. Python and NumPy numbers become arrays of rank 0.
-What Orbax could not restore is refused here, with the leaf's name and the way out.
+Every leaf is judged before anything is written. Arrays are taken as they lie: NumPy's own, JAX's (on CPU without a
+copy; those on several devices in parts, :mod:`ocdbt_py.checkpoint.shards`), and whatever else offers ``__array__`` or
+DLPack. Python and NumPy numbers become arrays of rank 0. What Orbax could not restore is refused here, with the leaf's
+name and the way out.
 
 JAX is looked for only among the modules that are loaded: without it there are no JAX arrays.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,19 +19,20 @@ from numpy.typing import NDArray
 
 from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.checkpoint.metadata import ValueType
+from ocdbt_py.checkpoint.shards import Sharded, describe_sharding, sharded
 from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, OcdbtError, UnsupportedError
 
 __all__ = ["StoredLeaf", "stored_leaf"]
 
 
 class StoredLeaf(NamedTuple):
-    """What becomes of a leaf: its kind, and its array or its string.
+    """What becomes of a leaf: its kind, and its array or its string. A JAX array on several devices stays in parts.
 
     ``sharding`` describes where a JAX array lay, as ``_sharding`` does; ``random_key_impl`` is for typed PRNG keys.
     """
 
     value_type: str
-    array: NDArray[Any] | None = None
+    array: NDArray[Any] | Sharded | None = None
     string: str | None = None
     sharding: Mapping[str, Any] | None = None
     random_key_impl: str | None = None
@@ -114,25 +115,18 @@ def _jax_array(jax: Any, value: Any) -> StoredLeaf:
         raise InvalidTypeError("it is being traced by JAX; save outside of jit, grad and vmap")
     if value.is_deleted():
         raise InvalidArgumentError("this jax.Array was deleted or donated; save before that, or save a copy")
-    if not value.is_fully_addressable:
-        raise UnsupportedError("this jax.Array lies on devices of other processes too; gather it first")
     random_key_impl = None
     if not isinstance(value.dtype, np.dtype):
         if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise UnsupportedError(f"arrays of JAX's dtype {value.dtype} have no form on disk")
         random_key_impl = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
-    device = min(value.devices(), key=lambda device: device.id)
     return StoredLeaf(
-        ValueType.JAX_ARRAY, np.asarray(value), sharding=_single_device(device), random_key_impl=random_key_impl
+        ValueType.JAX_ARRAY,
+        np.asarray(value) if len(value.sharding.device_set) == 1 else sharded(value),
+        sharding=describe_sharding(value.sharding),
+        random_key_impl=random_key_impl,
     )
-
-
-@lru_cache(maxsize=64)  # so that leaves on one device share one description
-def _single_device(device: Any) -> Mapping[str, Any]:
-    # Every release of Orbax understands the older spelling of a CPU device, only recent ones the newer.
-    text = f"TFRT_CPU_{device.id}" if device.platform == "cpu" else str(device)
-    return {"sharding_type": "SingleDeviceSharding", "device_str": text}
 
 
 def _foreign(value: Any) -> StoredLeaf:

@@ -9,36 +9,64 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Iterator
 
+from ocdbt_py.checkpoint.checksums import Checksummer, encode_checksums
+from ocdbt_py.checkpoint.memory import MAX_MEMORY
 from ocdbt_py.engine.data_files import DataFiles
 from ocdbt_py.engine.mutations import Mutations
 from ocdbt_py.engine.nodes import Nodes
 from ocdbt_py.engine.options import Config, WriteOptions
 from ocdbt_py.engine.rewrite import EMPTY, Rewriter
+from ocdbt_py.format.checksum import crc32c
 from ocdbt_py.format.config import ManifestKind
+from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.manifest import Manifest, encode_manifest
 from ocdbt_py.format.versions import VersionEntry
 from ocdbt_py.storage.protocol import Buffer, Storage
 
-__all__ = ["NewDatabase"]
+__all__ = ["ALIGNMENT", "NewDatabase"]
 
 CONFIG = Config(max_inline_value_bytes=1024, max_decoded_node_bytes=100_000_000)
 """What Orbax stores ("OCDBT settings"); the rest is the format's defaults."""
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Bytes; values begin on multiples of it."""
 
 
 class NewDatabase:
     """The database being written below ``base``, a path in ``storage`` without a trailing slash."""
 
-    def __init__(self, storage: Storage, base: str) -> None:
+    def __init__(self, storage: Storage, base: str, *, checksums: bool = False, max_memory: int = MAX_MEMORY) -> None:
         self._config = CONFIG.new(os.urandom(16), ManifestKind.SINGLE)
         self._options = WriteOptions()
         self._nodes = Nodes(storage, base, cache_bytes=0)
-        self._files = DataFiles(storage, base, self._options.target_data_file_size)
+        self._files = DataFiles(storage, base, self._options.target_data_file_size, pending_bytes=max_memory * 3 // 4)
         self._mutations = Mutations()
+        self._checksummer = Checksummer() if checksums else None
+        self.checksums: bytes | None = None
+        """The table of the values' checksums, once :meth:`finish` has returned; None if all values stand in the tree,
+        which has its own, or it was not asked for."""
         self.files: list[str] = []
         """Paths of the data files, once :meth:`finish` has returned."""
+        self.num_keys = 0
+        """Of the whole database, once :meth:`finish` has returned."""
+
+    def put_pieces(self, key: bytes, pieces: Iterable[Buffer]) -> None:
+        """Store a value that is too large to be held; it is written as its pieces come."""
+        checksum = 0
+
+        def noted() -> Iterator[Buffer]:
+            nonlocal checksum
+            for piece in pieces:
+                if self._checksummer is not None:
+                    checksum = crc32c(piece, checksum)
+                yield piece
+
+        location = self._files.append_pieces(self._options.value_data_prefix, noted(), alignment=ALIGNMENT)
+        self._mutations.put(key, location)
+        if self._checksummer is not None:
+            self._checksummer.note(location, checksum)
 
     def put(self, key: bytes, value: Buffer, *, borrowed: bool = False) -> None:
         """Store a value. It must not change before :meth:`finish`; ``borrowed``: its memory is there anyway till then.
@@ -49,7 +77,14 @@ class NewDatabase:
             self._mutations.put(key, value)
             return
         prefix = self._options.value_data_prefix
-        self._mutations.put(key, self._files.append(prefix, value, borrowed=borrowed, alignment=_ALIGNMENT))
+        location = self._files.append(prefix, value, borrowed=borrowed, alignment=ALIGNMENT)
+        self._mutations.put(key, location)
+        if self._checksummer is not None:
+            self._checksummer.add(location, value, borrowed=borrowed)
+
+    def refer(self, key: bytes, location: Location) -> None:
+        """Store a value that lies in a file below already."""
+        self._mutations.put(key, location)
 
     def finish(self) -> bytes:
         """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written."""
@@ -59,6 +94,10 @@ class NewDatabase:
         root = Rewriter(self._nodes, self._config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
         self._files.flush()
         self.files = self._files.keep()
+        if self._checksummer is not None:
+            table = self._checksummer.finish()
+            self.checksums = encode_checksums(table) if table else None
+        self.num_keys = root.num_keys
         version = VersionEntry(
             generation=1,
             root_height=root.height,
@@ -72,5 +111,7 @@ class NewDatabase:
 
     def abort(self) -> None:
         """Remove what was written, as far as the storage lets us."""
+        if self._checksummer is not None:
+            self._checksummer.abort()
         self._files.disown(self.files)
         self._files.abort()

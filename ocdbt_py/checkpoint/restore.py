@@ -15,15 +15,24 @@ import numpy as np
 
 from ocdbt_py.array.dtypes import dtype_from_name, dtype_name
 from ocdbt_py.checkpoint.collecting import collector_paused
-from ocdbt_py.checkpoint.devices import to_devices
+from ocdbt_py.checkpoint.devices import Shards, to_devices
 from ocdbt_py.checkpoint.flatten import ABSENT, Path, flatten, unflatten_paths
 from ocdbt_py.checkpoint.layout import Kind, Layout
+from ocdbt_py.checkpoint.memory import memory_limit
 from ocdbt_py.checkpoint.metadata import LeafRecord, ValueType
 from ocdbt_py.checkpoint.names import Selection, check_names, compile_selection, leaf_names
-from ocdbt_py.checkpoint.opening import find_checkpoint, find_item, pytree_items, read_json_item, resolve_checkpoint
-from ocdbt_py.checkpoint.stored import NO_ARRAY, ArrayInfo, StoredTree, python_number
+from ocdbt_py.checkpoint.opening import (
+    all_items,
+    find_checkpoint,
+    find_item,
+    pytree_items,
+    read_json_item,
+    resolve_checkpoint,
+)
+from ocdbt_py.checkpoint.random_keys import key_tree, unwrapped, wrapped
+from ocdbt_py.checkpoint.stored import NO_ARRAY, READING, ArrayInfo, Reading, StoredTree, python_number
 from ocdbt_py.checkpoint.target import Differences, Form, Wanted, fits, wanted
-from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
+from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError
 from ocdbt_py.storage.location import Place
 
 __all__ = ["restore", "restore_place"]
@@ -39,6 +48,7 @@ def restore(
     dtype: Any = None,
     mmap: bool = False,
     verify: bool = False,
+    max_memory: int | None = None,
     allow_uncommitted: bool = False,
     progress: Any = None,
     storage_options: dict[str, Any] | None = None,
@@ -53,12 +63,14 @@ def restore(
     sharding, or the default device), ``np.ndarray`` or anything with ``shape`` and ``dtype``, numbers and ``str`` (of
     that type), None (as saved), ``...`` (not read); None and ``...`` may stand for a whole subtree. ``strict=False``
     lets leaves be missing (they stay as in the target), unexpected (they are not read) and of another shape or kind
-    (they come as saved).
+    (they come as saved). Of an array that is to lie in several processes, each reads its own shards.
 
     ``select``: a glob over leaf names (``*`` stops at ``.``, ``**`` does not), a compiled regular expression, or a
     function of (name, :class:`ArrayInfo`); other leaves are not read: gone from dicts, ``...`` in lists and in a
     target. ``dtype`` casts every floating array. ``mmap``: arrays that lie on a local disk as in memory are mapped,
-    privately. ``verify`` asks for value checksums. ``progress``: an fsspec ``Callback``, told of bytes.
+    privately. ``verify`` compares each value that is read whole with the checksum that :func:`save` kept of it.
+    ``max_memory``: bytes that this takes beyond the arrays, 64 MiB by default. ``progress``: an fsspec ``Callback``,
+    told of bytes.
 
     Raises :class:`NotFoundError`, :class:`UncommittedError`, :class:`StructureError` (all differences in one),
     :class:`CorruptDataError`, :class:`UnsupportedError`.
@@ -69,8 +81,6 @@ def restore(
     {'rates': [0.1, 0.2]}
     """
     place = resolve_checkpoint(url, storage_options, fs)
-    if verify:
-        raise UnsupportedError(f"verify=True needs value checksums, and {place.url} has none; leave it out")
     return restore_place(
         place,
         target,
@@ -78,9 +88,8 @@ def restore(
         select=select,
         strict=strict,
         dtype=dtype,
-        mmap=mmap,
+        reading=Reading(mmap, verify, memory_limit(max_memory), progress),
         allow_uncommitted=allow_uncommitted,
-        progress=progress,
     )
 
 
@@ -93,9 +102,8 @@ def restore_place(
     select: Any = None,
     strict: bool = True,
     dtype: Any = None,
-    mmap: bool = False,
+    reading: Reading = READING,
     allow_uncommitted: bool = False,
-    progress: Any = None,
 ) -> Any:
     """:func:`restore` from a place that is resolved already."""
     selection = compile_selection(select)
@@ -110,11 +118,14 @@ def restore_place(
                 raise InvalidArgumentError(
                     f"{found.place.url} has the items {', '.join(found.items)}; say with item= which the target is for"
                 )
-            return {name: _value(find_item(found, name), selection, floats, mmap, progress) for name in found.items}
+            return {name: _value(find_item(found, name), selection, floats, reading) for name in all_items(found)}
         found = find_item(found, names[0])
     if target is None:
-        return _value(found, selection, floats, mmap, progress)
-    return _to_target(StoredTree.open(found), target, strict, selection, floats, mmap, progress)
+        return _value(found, selection, floats, reading)
+    if found.kind is Kind.RANDOM_KEY:
+        target = wrapped(found, target)
+    tree = _to_target(StoredTree.open(found), target, strict, selection, floats, reading)
+    return unwrapped(found, tree) if found.kind is Kind.RANDOM_KEY else tree
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:
@@ -132,12 +143,14 @@ def _is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype_name(dtype).startswith(("float", "bfloat"))
 
 
-def _value(found: Layout, selection: Selection | None, floats: np.dtype[Any] | None, mmap: bool, progress: Any) -> Any:
+def _value(found: Layout, selection: Selection | None, floats: np.dtype[Any] | None, reading: Reading) -> Any:
     """An item as it was saved, as far as its files tell."""
     if found.kind is Kind.JSON:
         return read_json_item(found.place)
+    if found.kind is Kind.RANDOM_KEY:
+        return unwrapped(found, _value(key_tree(found), None, None, reading))
     stored = StoredTree.open(found)
-    values = stored.values(_chosen(stored, selection), mmap=mmap, progress=progress)
+    values = stored.values(_chosen(stored, selection), reading)
     leaves: list[Any] = [ABSENT] * len(stored.leaves)
     for i, value in values.items():
         leaves[i] = _as_saved(stored.leaves[i], value, floats)
@@ -173,8 +186,7 @@ def _to_target(
     strict: bool,
     selection: Selection | None,
     floats: np.dtype[Any] | None,
-    mmap: bool,
-    progress: Any,
+    reading: Reading,
 ) -> Any:
     """The leaves of a target, each in the form it asks for, in the target's containers."""
     flat = flatten(target)
@@ -186,7 +198,15 @@ def _to_target(
     if strict and differences:
         raise differences.error(stored.place.url, stored.names)
     taken = [i for source in sources for i in source.leaves if i in chosen]
-    values = stored.values(taken, mmap=mmap, progress=progress)
+    spread = {
+        source.leaves[0]: want
+        for want, source in zip(wants, sources, strict=True)
+        if source.how is _How.IN_FORM and want.sharding is not None and not want.sharding.is_fully_addressable
+    }
+    shards = {i: Shards.of(spread[i].sharding, spec) for i, spec in stored.specs(spread).items()}
+    parts = {i: each.cover.reads for i, each in shards.items()}
+    values = stored.values(taken, reading, parts=parts)
+    values |= {i: each._replace(found=values[i]) for i, each in shards.items()}
 
     def as_saved(i: int) -> Any:
         return _as_saved(stored.leaves[i], values[i], floats) if i in values else ABSENT

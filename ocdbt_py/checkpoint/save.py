@@ -1,51 +1,49 @@
 """Save a pytree as a checkpoint that Orbax restores.
 
-One pass takes the tree apart and judges every leaf, before anything is written. Then the arrays go into one database,
-the small JSON files beside it, and the directory is published whole (:mod:`ocdbt_py.checkpoint.staging`).
+One pass takes the tree apart and judges every leaf, before anything is written (:mod:`ocdbt_py.checkpoint.prepared`).
+Then the arrays go into one database, the small JSON files beside it, and the directory is published whole
+(:mod:`ocdbt_py.checkpoint.staging`).
+
+**Several processes** take four steps together (:mod:`ocdbt_py.checkpoint.processes`); none begins one before all have
+ended the one before it::
+
+    begin      all judge the tree, process 0 the place; whether it is the same tree
+    claim      process 0 makes the place its own
+    write      each writes ocdbt.process_N/; process 0 also the small files, where they can be there early
+    publish    process 0 merges by reference (:mod:`ocdbt_py.checkpoint.merging`), and publishes
+
+A process that has said that its part is written leaves it alone from then on, whatever happens to the others: process 0
+may be publishing it. Removing what is left of a save that failed is process 0's business, or the next save's.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Literal
 
-from numpy.typing import NDArray
-
-from ocdbt_py.array.codecs import Encoder
-from ocdbt_py.array.spec import ArraySpec, array_key
-from ocdbt_py.array.write import encode_array, encode_chunk
-from ocdbt_py.array.zarr2 import encode_zarray
+from ocdbt_py.array.write import Pieces
+from ocdbt_py.checkpoint.checksums import CHECKSUMS
 from ocdbt_py.checkpoint.collecting import collector_paused
 from ocdbt_py.checkpoint.encoding import Encoding
-from ocdbt_py.checkpoint.flatten import flatten
-from ocdbt_py.checkpoint.leaves import stored_leaf
-from ocdbt_py.checkpoint.metadata import (
-    ARRAY_METADATAS,
-    METADATA,
-    SHARDING,
-    STRINGS,
-    ArrayRecord,
-    LeafRecord,
-    ValueType,
-    check_custom_metadata,
-    encode_array_metadatas,
-    encode_checkpoint_metadata,
-    encode_shardings,
-    encode_strings,
-    encode_tree_metadata,
-)
-from ocdbt_py.checkpoint.names import check_names, check_string_names, leaf_names
+from ocdbt_py.checkpoint.jax_processes import default_processes
+from ocdbt_py.checkpoint.layout import child
+from ocdbt_py.checkpoint.memory import memory_limit
+from ocdbt_py.checkpoint.merging import merge, part_name
+from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, check_custom_metadata, encode_checkpoint_metadata
 from ocdbt_py.checkpoint.new_database import NewDatabase
 from ocdbt_py.checkpoint.opening import resolve_checkpoint
-from ocdbt_py.checkpoint.staging import stage
-from ocdbt_py.errors import OcdbtError, UnsupportedError
+from ocdbt_py.checkpoint.prepared import prepare
+from ocdbt_py.checkpoint.processes import WAIT_TIMEOUT, Processes, Steps
+from ocdbt_py.checkpoint.staging import Staging, stage
+from ocdbt_py.errors import WaitTimeoutError
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.storage.location import Place, Settings
-from ocdbt_py.storage.protocol import Buffer
 
-__all__ = ["save", "save_place"]
+__all__ = ["BegunSave", "save", "save_place"]
 
 
 def save(
@@ -55,22 +53,36 @@ def save(
     overwrite: bool = False,
     compression: str | None = "auto",
     chunk_bytes: int | None = None,
+    zarr_format: Literal[2, 3] = 2,
     custom_metadata: Mapping[str, Any] | None = None,
+    checksums: bool = True,
     durable: bool = True,
+    max_memory: int | None = None,
+    processes: Processes | None = None,
+    wait_timeout: float = WAIT_TIMEOUT,
     progress: Any = None,
     storage_options: dict[str, Any] | None = None,
     fs: Any = None,
 ) -> None:
     """Save ``tree`` as a checkpoint at ``url``, which must be absent or an empty directory.
 
-    Leaves: NumPy arrays and numbers, JAX arrays on one host, whatever has ``__array__`` or DLPack, ``bool``, ``int``
-    (64 bits), ``float``, ``str``, None. Containers: those of JAX's registry, and dict, list, tuple, namedtuple,
+    Leaves: NumPy arrays and numbers, JAX arrays (sharded ones too), whatever has ``__array__`` or DLPack, ``bool``,
+    ``int`` (64 bits), ``float``, ``str``, None. Containers: those of JAX's registry, and dict, list, tuple, namedtuple,
     dataclass.
 
     ``overwrite`` replaces a checkpoint, never another directory. ``compression``: ``"auto"`` (arrays for which it
-    pays), ``"zstd"``, ``"zstd:LEVEL"`` or None. ``chunk_bytes`` cuts arrays into chunks of at most so many bytes.
-    ``custom_metadata``: a dict that JSON can hold. ``durable=False`` leaves out fsync. ``progress``: an fsspec
-    ``Callback``, told of the bytes of arrays.
+    pays), ``"zstd"``, ``"zstd:LEVEL"`` or None. ``chunk_bytes`` cuts arrays into chunks of at most so many bytes
+    (None: only compressed ones, where they are larger than 16 MiB). ``zarr_format=3`` stores them as Orbax's
+    ``use_zarr3`` and its v1 API do. ``custom_metadata``: a dict that JSON can hold. ``durable=False`` leaves out fsync.
+    ``checksums``: keep the CRC-32C of each value in a file of its own, for ``restore(verify=True)`` and ``check``.
+    ``max_memory``: bytes that this takes beyond the tree in each process, 64 MiB by default; chunks too large for that
+    are encoded as they are written.
+    ``progress``: an fsspec ``Callback``, told of the bytes of arrays that this process writes.
+
+    **Several processes** all call this with the same tree: those of ``jax.distributed`` where it is initialised, else
+    give ``processes``, such as :class:`FileProcesses`. Each writes its shards of arrays that lie in several, process 0
+    all other leaves; then it merges and publishes. If one fails all do, with its message; ``wait_timeout``: seconds
+    that each of the few steps waits for the others (:class:`WaitTimeoutError` names who is missing).
 
     The whole checkpoint is seen or none. Raises, with nothing written: :class:`AlreadyExistsError`,
     :class:`UnsupportedError` (a leaf that Orbax could not restore), :class:`InvalidArgumentError` (names that collide,
@@ -79,8 +91,19 @@ def save(
     >>> save("memory://example", {"rates": [0.1, 0.2], "step": 3}, overwrite=True)
     """
     place = resolve_checkpoint(url, storage_options, fs, Settings(durable=durable))
-    encoding = Encoding(compression, chunk_bytes)
-    save_place(place, tree, encoding, overwrite=overwrite, custom_metadata=custom_metadata, progress=progress)
+    encoding = Encoding(compression, chunk_bytes, zarr_format)
+    save_place(
+        place,
+        tree,
+        encoding,
+        overwrite=overwrite,
+        custom_metadata=custom_metadata,
+        checksums=checksums,
+        max_memory=max_memory,
+        processes=processes,
+        wait_timeout=wait_timeout,
+        progress=progress,
+    )
 
 
 @collector_paused()
@@ -91,96 +114,158 @@ def save_place(
     *,
     overwrite: bool = False,
     custom_metadata: Mapping[str, Any] | None = None,
+    checksums: bool = True,
+    max_memory: int | None = None,
+    processes: Processes | None = None,
+    wait_timeout: float = WAIT_TIMEOUT,
     progress: Any = None,
 ) -> None:
     """:func:`save` at a place that is resolved already."""
-    custom = check_custom_metadata(custom_metadata)
-    prepared = _prepare(tree, encoding)
-    begun_at = time.time_ns()
-    with stage(place, overwrite=overwrite, begun=encode_checkpoint_metadata(begun_at, None, custom)) as staging:
-        files = {}
-        if prepared.arrays:
-            database = NewDatabase(place.storage, staging.place.path)
+    BegunSave(
+        place,
+        tree,
+        encoding,
+        overwrite=overwrite,
+        custom_metadata=custom_metadata,
+        checksums=checksums,
+        max_memory=max_memory,
+        processes=processes,
+        wait_timeout=wait_timeout,
+        progress=progress,
+    ).write()
+
+
+class BegunSave:
+    """A save in two halves: making one judges everything, the tree and the place; :meth:`write` does the rest, once.
+
+    With several processes each makes one, and each writes.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        tree: Any,
+        encoding: Encoding,
+        *,
+        overwrite: bool = False,
+        custom_metadata: Mapping[str, Any] | None = None,
+        checksums: bool = True,
+        max_memory: int | None = None,
+        processes: Processes | None = None,
+        wait_timeout: float = WAIT_TIMEOUT,
+        progress: Any = None,
+    ) -> None:
+        name = place.path.rpartition("/")[2]
+        self._steps = Steps(default_processes() if processes is None else processes, f"save {name}", wait_timeout)
+        self._place = place
+        self._progress = progress
+        self._checksums = checksums
+        self._max_memory = memory_limit(max_memory)
+        self._custom: dict[str, Any] = {}
+        self._begun_at = time.time_ns()
+        self._staging: Staging | None = None
+        self._is_seen = False
+
+        def judge() -> bytes:
+            self._custom = check_custom_metadata(custom_metadata)
+            self._prepared = prepare(tree, encoding, self._steps.index, self._steps.count)
+            if self._steps.is_primary:
+                begun = encode_checkpoint_metadata(self._begun_at, None, self._custom)
+                self._staging = stage(place, overwrite=overwrite, begun=begun)
+            return self._prepared.summary() if self._steps.count > 1 else b""
+
+        summaries = self._steps.take("begin", judge)
+        if self._steps.count > 1 and not self._prepared.agree(summaries):
+            lines = "\n".join(self._prepared.lines).encode("utf-8", "surrogateescape")
+            raise self._prepared.differences(self._steps.take("differences", lambda: lines))
+
+    def detach(self) -> None:
+        """Copy the arrays, so that nothing the caller does to them can change what is written."""
+        self._prepared.detach()
+
+    def write(self) -> None:
+        """Write all of it, and make the checkpoint seen."""
+        try:
+            self._write()
+        finally:
+            self._prepared.arrays.clear()  # whoever keeps an error keeps us, but need not keep them
+
+    def _write(self) -> None:
+        steps = self._steps
+        with ExitStack() as cleaning:
+
+            def claim() -> bytes:
+                if self._staging is None:
+                    return b""
+                cleaning.enter_context(self._staging)
+                below = self._staging.place.path.removeprefix(self._place.path)
+                return json.dumps([below, self._staging.is_private]).encode()
+
+            suffix, is_private = json.loads(steps.take("claim", claim)[0])
+            path = self._place.path + suffix
+            staged = replace(self._place, path=path, url=self._place.storage.describe(path))
+            written = steps.take("write", lambda: self._write_part(staged, is_private))
+
+            def publish() -> bytes:
+                if self._staging is not None:
+                    self._publish(self._staging, [json.loads(answer) for answer in written])
+                    cleaning.pop_all()  # whatever becomes of the others
+                    self._is_seen = True
+                return b""
+
             try:
-                for key, value in _pieces(prepared, progress):
-                    database.put(key, value)
-                files[MANIFEST_NAME] = database.finish()
-            except BaseException:
-                database.abort()
-                raise
-        files |= prepared.files()
-        staging.publish(files, encode_checkpoint_metadata(begun_at, time.time_ns(), custom))
+                steps.take("publish", publish)
+            except WaitTimeoutError as error:
+                if not self._is_seen:
+                    raise
+                raise WaitTimeoutError(f"{self._place.url} is complete, but: {error.message}") from error
 
+    def _write_part(self, staged: Place, is_private: bool) -> bytes:
+        """What this process writes: the arrays, or its own of them, and small files that may be there early.
 
-@dataclass(slots=True)
-class _Prepared:
-    """A tree as it will be stored, every leaf judged."""
+        Returns what process 0 has to know: the manifest, yet to be written, or the data files, by path.
+        """
+        prepared, several = self._prepared, self._steps.count > 1
+        if not prepared.arrays:
+            return b"[]"
+        part = child(staged, part_name(self._steps.index)) if several else staged
+        database = NewDatabase(part.storage, part.path, checksums=self._checksums, max_memory=self._max_memory)
+        try:
+            for key, value, borrowed in prepared.pieces(self._progress, self._max_memory):
+                if isinstance(value, Pieces):
+                    database.put_pieces(key, value)
+                else:
+                    database.put(key, value, borrowed=borrowed)
+            manifest = database.finish()
+            if several:
+                # enough for the merge to be made later, by hand (ocdbt_py.checkpoint.finishing)
+                early = prepared.files() if self._steps.is_primary else prepared.array_metadatas()
+                if self._steps.is_primary:
+                    early[CHECKPOINT_METADATA] = encode_checkpoint_metadata(self._begun_at, None, self._custom)
+                files = {f"{staged.path}/{name}": data for name, data in early.items() if is_private}
+                files[f"{part.path}/{MANIFEST_NAME}"] = manifest
+                if database.checksums is not None:
+                    files[f"{part.path}/{CHECKSUMS}"] = database.checksums
+                for path, data in files.items():
+                    part.storage.write(path, [data])
+                database.files.extend(files)
+            else:
+                self._database_files = {MANIFEST_NAME: manifest}
+                if database.checksums is not None:
+                    self._database_files[CHECKSUMS] = database.checksums
+        except BaseException:
+            database.abort()
+            raise
+        return json.dumps([path.removeprefix(staged.path) for path in database.files]).encode()
 
-    records: list[LeafRecord] = field(default_factory=list)
-    arrays: list[tuple[str, NDArray[Any], ArraySpec]] = field(default_factory=list)
-    strings: dict[str, str] = field(default_factory=dict)
-    shardings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    jax_arrays: list[ArrayRecord] = field(default_factory=list)
-
-    def files(self) -> dict[str, bytes]:
-        """The small files of the pytree."""
-        files = {}
-        if self.strings:
-            files[STRINGS] = encode_strings(self.strings)
-        if self.jax_arrays:
-            files[SHARDING] = encode_shardings(self.shardings)
-            files[f"{ARRAY_METADATAS}/process_0"] = encode_array_metadatas(self.jax_arrays)
-        files[METADATA] = encode_tree_metadata(self.records)
-        return files
-
-
-def _prepare(tree: Any, encoding: Encoding) -> _Prepared:
-    """Take the tree apart and judge all of it."""
-    flat = flatten(tree)
-    names = leaf_names(flat.paths)
-    check_names(names, flat.paths)
-    prepared = _Prepared()
-    for name, path, value in zip(names, flat.paths, flat.leaves, strict=True):
-        leaf = stored_leaf(name, value)
-        write_shape = None
-        if leaf.string is not None:
-            prepared.strings[name] = leaf.string
-        elif leaf.array is not None:
-            spec = _spec(name, leaf.array, encoding)
-            prepared.arrays.append((name, leaf.array, spec))
-            if leaf.sharding is not None:
-                write_shape = leaf.array.shape
-                prepared.shardings[name] = leaf.sharding
-                prepared.jax_arrays.append(ArrayRecord(name, write_shape, spec.chunks, leaf.random_key_impl))
-        prepared.records.append(LeafRecord(path, leaf.value_type, write_shape))
-    check_string_names(prepared.strings)
-    if flat.paths == [()] and prepared.records[0].value_type in ValueType.EMPTY:
-        raise UnsupportedError("There is nothing to save: Orbax does not store a tree without leaves")
-    return prepared
-
-
-def _spec(name: str, array: NDArray[Any], encoding: Encoding) -> ArraySpec:
-    try:
-        return encoding.spec(array)
-    except OcdbtError as error:
-        raise type(error)(f"The leaf {name!r} cannot be saved: {error.message}") from None
-
-
-def _pieces(prepared: _Prepared, progress: Any) -> Iterator[tuple[bytes, Buffer]]:
-    """Keys and values of all arrays, encoded as they are asked for."""
-    if progress is not None:
-        progress.set_size(sum(array.nbytes for _, array, _ in prepared.arrays))
-    encoder = Encoder()
-    documents: dict[int, bytes] = {}  # of each spec; arrays alike share one
-    for name, array, spec in prepared.arrays:
-        if spec.chunks == spec.shape:  # nearly all arrays: one chunk, and no detours on the way to it
-            document = documents.get(id(spec))
-            if document is None:
-                document = documents[id(spec)] = encode_zarray(spec)
-            first = (0,) * spec.ndim
-            yield array_key(name, spec.metadata_key), document
-            yield array_key(name, spec.chunk_key(first)), encode_chunk(array, spec, first, encoder)
-        else:
-            yield from encode_array(name, array, spec, encoder=encoder)
-        if progress is not None:
-            progress.relative_update(array.nbytes)
+    def _publish(self, staging: Staging, written: Sequence[Sequence[str]]) -> None:
+        prepared = self._prepared
+        data_files = [staging.place.path + path for paths in written for path in paths]
+        files = prepared.files()
+        if prepared.arrays and self._steps.count > 1:
+            manifest, merged = merge(staging.place, map(part_name, range(self._steps.count)), prepared.num_keys)
+            data_files += merged
+            files[MANIFEST_NAME] = manifest
+        elif prepared.arrays:
+            files |= self._database_files
+        staging.publish(files, encode_checkpoint_metadata(self._begun_at, time.time_ns(), self._custom), data_files)

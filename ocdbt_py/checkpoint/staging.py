@@ -32,7 +32,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from ocdbt_py.checkpoint.layout import TEMPORARY, Kind, Layout, identify, read_file, replaced_path, temporary_path
+from ocdbt_py.checkpoint.layout import (
+    PROCESS_PREFIX,
+    TEMPORARY,
+    Kind,
+    Layout,
+    identify,
+    read_file,
+    replaced_path,
+    temporary_path,
+)
 from ocdbt_py.checkpoint.metadata import ARRAY_METADATAS, CHECKPOINT_METADATA, COMMIT_MARKER, METADATA, commit_text
 from ocdbt_py.errors import (
     AlreadyExistsError,
@@ -46,7 +55,7 @@ from ocdbt_py.storage.background import each
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import ABSENT, ANY
 
-__all__ = ["Staging", "stage"]
+__all__ = ["Staging", "resume", "stage"]
 
 
 class Staging(Protocol):
@@ -56,8 +65,12 @@ class Staging(Protocol):
     def place(self) -> Place:
         """Where data files are to be written now."""
 
+    @property
+    def is_private(self) -> bool:
+        """Whether nothing of another checkpoint lies there, so that small files may be written before the others."""
+
     def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
-        """Write the small files and make the checkpoint seen; ``data_files`` are the paths written already."""
+        """Write the small files and make the checkpoint seen; ``data_files`` are paths of what has been written."""
 
     def __enter__(self) -> Self: ...
 
@@ -86,6 +99,16 @@ def stage(place: Place, *, overwrite: bool, begun: bytes) -> Staging:
         _recover(place)
     exists = _exists(place, overwrite)
     return _Renamed(place, exists) if capabilities.rename else _Marked(place, exists, begun)
+
+
+def resume(place: Place, begun: bytes) -> Staging:
+    """Go on with what somebody began at ``place`` and did not publish; the caller knows that all of it is there.
+
+    What lies at ``place`` is replaced, as by :func:`stage` with ``overwrite``. Nothing is removed on an error.
+    """
+    if place.storage.capabilities.rename:
+        return _Renamed(place, _exists(place, overwrite=True))
+    return _Marked(place, False, begun)
 
 
 def _exists(place: Place, overwrite: bool) -> bool:
@@ -130,6 +153,8 @@ def _recover(place: Place) -> None:
 
 class _Renamed:
     """Written aside, then renamed."""
+
+    is_private = True
 
     def __init__(self, final: Place, exists: bool) -> None:
         path = temporary_path(final.path)
@@ -177,6 +202,7 @@ class _Marked:
         self._base = f"{final.path}/"
         self._begun = begun
         self._exists = exists
+        self.is_private = not exists
         self._exchanging = False
         self._committing = False
         self._written: list[str] = []
@@ -201,6 +227,7 @@ class _Marked:
             self._exchanging = True
             self._storage.write(self._base + CHECKPOINT_METADATA, [self._begun])
         superseded = self._old - {self._base + name for name in (*files, CHECKPOINT_METADATA, COMMIT_MARKER)}
+        superseded.difference_update(data_files)
         small = {path for path in superseded if self._has_fixed_name(path)}
         self._written += (self._base + name for name in files)
         _write_small(self.place, files)
@@ -238,7 +265,12 @@ class _Marked:
         if self._committing:
             self._storage.delete(self._base + COMMIT_MARKER)
             self._storage.write(self._base + CHECKPOINT_METADATA, [self._begun])
-        self._delete(self._written)
+        written = set(self._written)
+        if not self._exists:  # then what several processes wrote, each in a directory of its own, is ours as well
+            found = {item.path for item in self._storage.list(self._base, deep=True)}
+            written |= {path for path in found if path.startswith(self._base + PROCESS_PREFIX)}
+            written |= {path for path in found if self._has_fixed_name(path)} - {self._base + CHECKPOINT_METADATA}
+        self._delete(written)
         if not self._exists:
             self._storage.delete(self._base + CHECKPOINT_METADATA)
 

@@ -8,6 +8,7 @@ allow it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdbt_py.array.chunks import Index
+from ocdbt_py.array.chunks import Index, select
 from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.array.lazy import LazyArray
 from ocdbt_py.array.metadata import METADATA_FILES, decode_metadata
@@ -27,6 +28,7 @@ from ocdbt_py.array.zarr3 import is_group
 from ocdbt_py.checkpoint.aggregate import decode_aggregate
 from ocdbt_py.checkpoint.array_source import open_arrays
 from ocdbt_py.checkpoint.checksums import Verified
+from ocdbt_py.checkpoint.collecting import collector_paused
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
 from ocdbt_py.checkpoint.layout import Kind, Layout, read_file
 from ocdbt_py.checkpoint.mapping import map_arrays
@@ -112,6 +114,7 @@ class StoredTree:
     """The strings that stand elsewhere than in ``_strings.json``, by leaf name."""
 
     @classmethod
+    @collector_paused()
     def open(cls, layout: Layout) -> StoredTree:
         """Read the metadata of what :func:`identify` found to be a pytree, arrays or a random key."""
         match layout.kind:
@@ -317,7 +320,11 @@ class StoredTree:
             arrays[i] = [None] * len(parts[i])
             reads |= {(i, number): ArrayRead(self.names[i], specs[i], part) for number, part in enumerate(parts[i])}
         if progress is not None:
-            progress.set_size(sum(spec.nbytes for spec in specs.values()))
+            size = sum(spec.nbytes for spec in whole.values())
+            for i in parts.keys() & specs.keys():
+                shapes = [select(part, specs[i].shape).shape for part in parts[i]]
+                size += sum(map(math.prod, shapes)) * specs[i].dtype.itemsize
+            progress.set_size(size)
             progress.relative_update(sum(array.nbytes for i, array in arrays.items() if i not in parts))
         found = read_arrays(values, reads.values(), missing=self.missing, budget=reading.budget)
         for (i, at), array in zip(reads, found, strict=True):

@@ -17,7 +17,7 @@ from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.checkpoint.metadata import ValueType
 from ocdbt_py.checkpoint.names import nearest
 from ocdbt_py.checkpoint.stored import ArrayInfo
-from ocdbt_py.errors import InvalidTypeError, StructureError, UnsupportedError
+from ocdbt_py.errors import InvalidTypeError, StructureError
 
 __all__ = ["Differences", "Form", "Wanted", "fits", "wanted"]
 
@@ -79,13 +79,7 @@ def wanted(name: str, leaf: Any) -> Wanted:
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array)):
         form = Form.JAX if isinstance(leaf.dtype, np.dtype) else Form.RANDOM_KEY
-        sharding = leaf.sharding
-        if sharding is not None and not sharding.is_fully_addressable:
-            raise UnsupportedError(
-                f"The leaf {name!r} of the target is to lie on devices of other processes too, which is not "
-                "supported; restore it without that sharding, and distribute it with jax.device_put"
-            )
-        return Wanted(form, leaf, tuple(leaf.shape), leaf.dtype, sharding)
+        return Wanted(form, leaf, tuple(leaf.shape), leaf.dtype, leaf.sharding)
     try:
         return Wanted(Form.NUMPY, leaf, tuple(leaf.shape), np.dtype(leaf.dtype))
     except TypeError as error:

@@ -14,7 +14,7 @@ and nodes do, at most :data:`PENDING_BYTES` are held.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,10 +28,6 @@ PADDED_FROM = 4 << 20
 PAGE = 4096
 PENDING_BYTES = 48 << 20
 """So much may be remembered before it is written, of what is not borrowed."""
-
-_CUT_BYTES = 12 << 20
-"""Where files are put in the background, another is begun after so many bytes that are not borrowed: one is being
-filled while others are on their way."""
 
 NameSource = Callable[[], str]
 
@@ -55,13 +51,24 @@ class _OpenFile:
 class DataFiles:
     """The data files that one commit writes below ``base`` (a path in ``storage``, without a trailing slash)."""
 
-    def __init__(self, storage: Storage, base: str, target_size: int, names: NameSource = random_name) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        base: str,
+        target_size: int,
+        names: NameSource = random_name,
+        pending_bytes: int = PENDING_BYTES,
+    ) -> None:
         capabilities = storage.capabilities
         self._storage = storage
         self._base = base
         self._names = names
+        self._most_pending = pending_bytes
+        # Where files are put in the background, another is begun after so many bytes that are not borrowed: one is
+        # being filled while others are on their way.
+        self._cut = pending_bytes // 4
         self._parallel = capabilities.parallel
-        self._uploads = Background(self._parallel, PENDING_BYTES - _CUT_BYTES) if self._parallel > 1 else None
+        self._uploads = Background(self._parallel, pending_bytes - pending_bytes // 4) if self._parallel > 1 else None
         sizes = [size for size in (target_size, capabilities.file_bytes if self._uploads else 0) if size]
         self._target = min(sizes, default=0)
         self._open: dict[str, _OpenFile] = {}
@@ -76,15 +83,7 @@ class DataFiles:
         length = len(data)
         if not length:
             return Location(NO_FILE, 0, 0)  # nothing to fetch, so no file; as TensorStore would refer to it
-        file = self._open.get(prefix)
-        if file is None:
-            name = prefix + self._names()
-            relative = name.encode("utf-8", "surrogateescape")
-            file = self._open[prefix] = _OpenFile(DataFileId(b"", relative), f"{self._base}/{name}")
-        if gap := -file.size % alignment:
-            file.pending.append(bytes(gap))
-            file.pending_bytes += gap
-            file.size += gap
+        file = self._file(prefix, alignment)
         location = Location(file.id, file.size, length)
         file.pending.append(data)
         file.pending_bytes += length
@@ -94,11 +93,40 @@ class DataFiles:
         if self._target and file.size >= self._target:
             self._close(prefix)
         elif self._uploads is not None:
-            if file.owned_bytes >= _CUT_BYTES:
+            if file.owned_bytes >= self._cut:
                 self._close(prefix)
-        elif file.owned_bytes >= PENDING_BYTES:
+        elif file.owned_bytes >= self._most_pending:
             self._drain(file)
         return location
+
+    def append_pieces(self, prefix: str, pieces: Iterable[Buffer], *, alignment: int = 1) -> Location:
+        """As :meth:`append`, for a value that is too large to be held: written as its pieces come, a run at a time."""
+        file = self._file(prefix, alignment)
+        start = file.size
+        for piece in pieces:
+            file.pending.append(piece)
+            file.pending_bytes += len(piece)
+            file.owned_bytes += len(piece)
+            file.size += len(piece)
+            if file.owned_bytes >= self._cut:
+                self._drain(file)
+        location = Location(file.id, start, file.size - start)
+        if (self._target and file.size >= self._target) or self._uploads is not None:
+            self._close(prefix)
+        return location
+
+    def _file(self, prefix: str, alignment: int) -> _OpenFile:
+        """The open file of a prefix, its end on a multiple of ``alignment``."""
+        file = self._open.get(prefix)
+        if file is None:
+            name = prefix + self._names()
+            relative = name.encode("utf-8", "surrogateescape")
+            file = self._open[prefix] = _OpenFile(DataFileId(b"", relative), f"{self._base}/{name}")
+        if gap := -file.size % alignment:
+            file.pending.append(bytes(gap))
+            file.pending_bytes += gap
+            file.size += gap
+        return file
 
     @property
     def pending_bytes(self) -> int:

@@ -41,7 +41,7 @@ class Colour(enum.IntEnum):
 def test_numbers_become_arrays_of_rank_0(value: Any, array: Any) -> None:
     leaf = stored_leaf("x", value)
     assert leaf.value_type == ValueType.SCALAR
-    assert leaf.array is not None
+    assert isinstance(leaf.array, np.ndarray)
     assert (leaf.array.dtype, leaf.array.shape) == (array.dtype, ())
     assert leaf.array.tobytes() == array.tobytes()
 
@@ -142,7 +142,7 @@ def test_jax_arrays_are_taken_without_a_copy_and_with_their_device() -> None:
     value = jnp.arange(1000.0)
     leaf = stored_leaf("x", value)
     assert leaf.value_type == ValueType.JAX_ARRAY
-    assert leaf.array is not None
+    assert isinstance(leaf.array, np.ndarray)
     assert leaf.array.ctypes.data == value.unsafe_buffer_pointer()
     assert leaf.sharding == {"sharding_type": "SingleDeviceSharding", "device_str": "TFRT_CPU_0"}
     key = stored_leaf("k", jax.random.key(3, impl="rbg"))

@@ -56,8 +56,8 @@ def opened(place: Place) -> Checkpoint:
 def test_a_save_of_small_leaves_takes_a_request_for_each_file(store: Store, new_place: NewPlace) -> None:
     place = new_place(store)
     calls = asked(store, lambda: save_place(place, leaves(5000), Encoding(None)))
-    # claim, manifest, _METADATA, commit time, marker; 20 MB of values and the tree
-    assert calls == {"list": 2, "write": 5, "put": 2, "sync": 1}
+    # claim, manifest, checksums, _METADATA, commit time, marker; 20 MB of values and the tree
+    assert calls == {"list": 2, "write": 6, "put": 2, "sync": 1}
 
 
 def test_an_overwrite_asks_for_no_more_than_the_exchange_takes(store: Store, new_place: NewPlace) -> None:
@@ -65,7 +65,7 @@ def test_an_overwrite_asks_for_no_more_than_the_exchange_takes(store: Store, new
     save_place(place, {**leaves(3), "text": "a"}, Encoding(None))
     calls = asked(store, lambda: save_place(place, leaves(4), Encoding(None), overwrite=True))
     # the marker, the old strings, the old data
-    assert calls == {"list": 2, "write": 5, "put": 1, "sync": 1, "delete": 3}
+    assert calls == {"list": 2, "write": 6, "put": 1, "sync": 1, "delete": 3}
 
 
 def test_small_leaves_are_restored_by_one_call(store: Store, new_place: NewPlace) -> None:

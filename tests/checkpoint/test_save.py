@@ -104,6 +104,7 @@ def test_the_database_is_as_orbax_makes_it(tmp_path: Path) -> None:
         "commit_success.txt",
         "d",
         "manifest.ocdbt",
+        "ocdbt_checksums",
     ]
 
 

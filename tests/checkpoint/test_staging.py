@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ocdbt_py.backends import MemoryStorage
+from ocdbt_py.checkpoint.checksums import CHECKSUMS
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.layout import child, read_file, replaced_path, temporary_path
 from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, COMMIT_MARKER, STRINGS
@@ -138,7 +139,7 @@ def test_after_an_overwrite_nothing_of_the_old_checkpoint_is_left(
     after = {item.path for item in place.storage.list(place.path + "/", deep=True)}
     names = {path.removeprefix(place.path + "/") for path in after}
     data = {name for name in names if name.startswith("d/")}
-    assert names - data == {"manifest.ocdbt", "_METADATA", CHECKPOINT_METADATA, COMMIT_MARKER}
+    assert names - data == {"manifest.ocdbt", CHECKSUMS, "_METADATA", CHECKPOINT_METADATA, COMMIT_MARKER}
     assert len(data) == (3 if kind is Bucket else 1)  # in a bucket two with values and one with the tree
     assert not {place.path + "/" + name for name in data} & before
     assert files_beside(place) == []

@@ -1,0 +1,274 @@
+"""A tree taken apart, every leaf judged: what will be stored of it, and by which process.
+
+Of several processes, all prepare the same tree. What lies in the memory of one (NumPy arrays, numbers, strings, JAX
+arrays that are not spread over processes) is process 0's to write, and need not be the same elsewhere; of a JAX array
+that is spread, each writes its own blocks. Only what is spread must agree, and how it is stored: whether an array is
+compressed, the first process decides that holds some of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdbt_py.array.codecs import Encoder
+from ocdbt_py.array.metadata import encode_metadata
+from ocdbt_py.array.spec import ArraySpec, array_key
+from ocdbt_py.array.write import Pieces, encode_large_chunk
+from ocdbt_py.checkpoint.encoding import Encoding
+from ocdbt_py.checkpoint.flatten import flatten
+from ocdbt_py.checkpoint.leaves import StoredLeaf, stored_leaf
+from ocdbt_py.checkpoint.memory import MAX_MEMORY
+from ocdbt_py.checkpoint.metadata import (
+    ARRAY_METADATAS,
+    METADATA,
+    SHARDING,
+    STRINGS,
+    ArrayRecord,
+    LeafRecord,
+    ValueType,
+    encode_array_metadatas,
+    encode_shardings,
+    encode_strings,
+    encode_tree_metadata,
+)
+from ocdbt_py.checkpoint.names import check_names, check_string_names, leaf_names
+from ocdbt_py.checkpoint.shards import Block, Sharded
+from ocdbt_py.errors import OcdbtError, StructureError, UnsupportedError
+from ocdbt_py.storage.protocol import Buffer
+
+__all__ = ["Prepared", "prepare"]
+
+_WORTH_ASKING = 64 << 10
+_SHOWN = 5
+
+
+class _Array(NamedTuple):
+    name: str
+    array: NDArray[Any] | Sharded
+    spec: ArraySpec | None
+    """None until the processes have agreed on it."""
+    random_key_impl: str | None
+    is_jax: bool
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A tree as it will be stored."""
+
+    encoding: Encoding
+    index: int
+    count: int
+    records: list[LeafRecord] = field(default_factory=list)
+    arrays: list[_Array] = field(default_factory=list)
+    strings: dict[str, str] = field(default_factory=dict)
+    shardings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    """What must be the same in all processes, a line a leaf; not kept where there is one."""
+
+    # --- with the other processes
+
+    def summary(self) -> bytes:
+        """What the others need to know of this process's tree."""
+        digest = hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogateescape")).hexdigest()
+        votes = "".join([self._vote(array) for array in self.arrays if array.spec is None])
+        return json.dumps([digest, votes]).encode()
+
+    def _vote(self, array: _Array) -> str:
+        sample = array.array
+        if isinstance(sample, Sharded):
+            if not sample.blocks or not (sample.is_spread or self.index == 0):
+                return "-"
+            sample = sample.blocks[0].array
+        elif self.index:
+            return "-"
+        return "z" if self.encoding.compresses(sample) else "r"
+
+    def agree(self, summaries: Sequence[bytes]) -> bool:
+        """Settle how arrays are stored, from everybody's summary; False if their trees are not the same."""
+        said = [json.loads(summary) for summary in summaries]
+        if any(digest != said[0][0] for digest, _ in said):
+            return False
+        ballots = [ballot for _, ballot in said]
+        pending = 0
+        for i, array in enumerate(self.arrays):
+            if array.spec is None:
+                votes = (ballot[pending] for ballot in ballots)
+                is_compressed = next((vote for vote in votes if vote != "-"), "r") == "z"
+                self.arrays[i] = array._replace(spec=self._spec(array.name, array.array, is_compressed))
+                pending += 1
+        return True
+
+    def _spec(self, name: str, array: NDArray[Any] | Sharded, is_compressed: bool) -> ArraySpec:
+        write_shape = array.write_shape if isinstance(array, Sharded) else None
+        try:
+            return self.encoding.spec_for(
+                array.shape, array.dtype, is_compressed=is_compressed, write_shape=write_shape
+            )
+        except OcdbtError as error:
+            raise type(error)(f"The leaf {name!r} cannot be saved: {error.message}") from None
+
+    def differences(self, everybody: Sequence[bytes]) -> StructureError:
+        """What is not the same, from everybody's :attr:`lines`."""
+        first, *others = (set(lines.decode("utf-8", "surrogateescape").split("\n")) for lines in everybody)
+        rows = []
+        for index, lines in enumerate(others, 1):
+            rows += [f"process 0, not {index}: {line}" for line in sorted(first - lines)[:_SHOWN]]
+            rows += [f"process {index}, not 0: {line}" for line in sorted(lines - first)[:_SHOWN]]
+        return StructureError(
+            "The processes do not save the same tree; each must pass the same leaves, and the same parts of arrays "
+            "that lie in several:\n  " + "\n  ".join(rows[: 4 * _SHOWN])
+        )
+
+    # --- what is written
+
+    def detach(self) -> None:
+        """Copy the arrays, so that nothing that is done to the originals can change what is written."""
+        for i, each in enumerate(self.arrays):
+            array: NDArray[Any] | Sharded = each.array
+            if isinstance(array, Sharded):
+                blocks = tuple(Block(start, _copy(part)) for start, part in array.blocks)
+                array = Sharded(array.shape, array.dtype, array.write_shape, blocks, array.is_spread)
+            else:
+                array = _copy(array)
+            self.arrays[i] = each._replace(array=array)
+
+    def files(self) -> dict[str, bytes]:
+        """The small files of the pytree, which process 0 writes."""
+        files = {}
+        if self.strings:
+            files[STRINGS] = encode_strings(self.strings)
+        if any(array.is_jax for array in self.arrays):
+            files[SHARDING] = encode_shardings(self.shardings)
+        files |= self.array_metadatas()
+        files[METADATA] = encode_tree_metadata(self.records, use_zarr3=self.encoding.zarr_format == 3)
+        return files
+
+    def array_metadatas(self) -> dict[str, bytes]:
+        """The small file that each process writes, all the same; none where no leaf is a JAX array."""
+        records = []
+        for name, array, spec, random_key_impl, is_jax in self.arrays:
+            if is_jax:
+                assert spec is not None
+                write_shape = array.write_shape if isinstance(array, Sharded) else array.shape
+                records.append(ArrayRecord(name, write_shape, spec.chunks, random_key_impl))
+        return {f"{ARRAY_METADATAS}/process_{self.index}": encode_array_metadatas(records)} if records else {}
+
+    @property
+    def num_keys(self) -> int:
+        """Documents and chunks of all arrays, whoever writes them."""
+        return sum(1 + int(np.prod(array.spec.grid)) for array in self.arrays if array.spec is not None)
+
+    def pieces(
+        self, progress: Any = None, max_memory: int = MAX_MEMORY
+    ) -> Iterator[tuple[bytes, Buffer | Pieces, bool]]:
+        """Keys and values that this process writes, encoded as they are asked for, each with whether it is the array's
+        own memory."""
+        mine = self.arrays
+        if self.index:
+            mine = [each for each in mine if isinstance(each.array, Sharded) and each.array.is_spread]
+        if progress is not None:
+            progress.set_size(sum(each.array.nbytes for each in mine))
+        encoder = Encoder(max_memory * 3 // 8)
+        documents: dict[int, bytes] = {}  # of each spec; arrays alike share one
+        for name, array, spec, _, _ in mine:
+            assert spec is not None
+            if isinstance(array, Sharded):
+                if self.index == 0:
+                    yield array_key(name, spec.metadata_key), encode_metadata(spec), False
+                for block in array.blocks:
+                    yield from _block(name, block, spec, encoder)
+            elif spec.chunks == spec.shape:  # nearly all arrays: one chunk, and no detours on the way to it
+                document = documents.get(id(spec))
+                if document is None:
+                    document = documents[id(spec)] = encode_metadata(spec)
+                first = (0,) * spec.ndim
+                yield array_key(name, spec.metadata_key), document, False
+                chunk = encode_large_chunk(array, spec, first, encoder)
+                yield array_key(name, spec.chunk_key(first)), chunk, _is_borrowed(chunk, array)
+            else:
+                yield array_key(name, spec.metadata_key), encode_metadata(spec), False
+                yield from _block(name, Block((0,) * spec.ndim, array), spec, encoder)
+            if progress is not None:
+                progress.relative_update(array.nbytes)
+
+
+def prepare(tree: Any, encoding: Encoding, index: int = 0, count: int = 1) -> Prepared:
+    """Take a tree apart and judge all of it, in process ``index`` of ``count``."""
+    flat = flatten(tree)
+    names = leaf_names(flat.paths)
+    check_names(names, flat.paths)
+    prepared = Prepared(encoding, index, count)
+    for name, path, value in zip(names, flat.paths, flat.leaves, strict=True):
+        leaf = stored_leaf(name, value)
+        write_shape = None
+        if leaf.string is not None:
+            prepared.strings[name] = leaf.string
+        elif leaf.array is not None:
+            array = _judge(name, leaf, prepared)
+            prepared.arrays.append(array)
+            if leaf.sharding is not None:
+                prepared.shardings[name] = leaf.sharding
+            if array.is_jax:
+                write_shape = leaf.array.write_shape if isinstance(leaf.array, Sharded) else leaf.array.shape
+        prepared.records.append(LeafRecord(path, leaf.value_type, write_shape))
+        if count > 1:
+            prepared.lines.append(_line(name, leaf))
+    check_string_names(prepared.strings)
+    if flat.paths == [()] and prepared.records[0].value_type in ValueType.EMPTY:
+        raise UnsupportedError("There is nothing to save: Orbax does not store a tree without leaves")
+    return prepared
+
+
+def _judge(name: str, leaf: StoredLeaf, prepared: Prepared) -> _Array:
+    """How an array is stored, as far as one process can tell."""
+    array, encoding = leaf.array, prepared.encoding
+    assert array is not None
+    is_jax = leaf.value_type == ValueType.JAX_ARRAY
+    spec = None
+    if isinstance(array, Sharded):
+        if array.is_spread and prepared.count == 1:
+            raise UnsupportedError(
+                f"The leaf {name!r} cannot be saved: this jax.Array lies on devices of other processes too. Call save "
+                "in all of them, after jax.distributed.initialize() or with processes="
+            )
+        if prepared.count == 1:
+            spec = prepared._spec(name, array, bool(array.blocks) and encoding.compresses(array.blocks[0].array))
+    elif not (is_jax and prepared.count > 1):
+        spec = prepared._spec(name, array, encoding.compresses(array) if prepared.index == 0 else False)
+    return _Array(name, array, spec, leaf.random_key_impl, is_jax)
+
+
+def _line(name: str, leaf: StoredLeaf) -> str:
+    """What must be the same of a leaf in all processes."""
+    if isinstance(leaf.array, Sharded) and leaf.array.is_spread:
+        return f"{name!r}: {leaf.array.dtype}{list(leaf.array.shape)} in parts of {list(leaf.array.write_shape)}"
+    is_array = leaf.value_type in ValueType.ARRAYS and leaf.value_type != ValueType.SCALAR
+    return f"{name!r}: {'array' if is_array else leaf.value_type}" + (
+        " of JAX" if leaf.value_type == "jax.Array" else ""
+    )
+
+
+def _block(name: str, block: Block, spec: ArraySpec, encoder: Encoder) -> Iterator[tuple[bytes, Buffer | Pieces, bool]]:
+    """The chunks of one block, which begins on a whole chunk."""
+    first = [start // size for start, size in zip(block.start, spec.key_shape, strict=True)]
+    grid = [-(-extent // size) for extent, size in zip(block.array.shape, spec.key_shape, strict=True)]
+    for index in np.ndindex(*grid):
+        value = encode_large_chunk(block.array, spec, index, encoder)
+        key = array_key(name, spec.chunk_key([a + b for a, b in zip(first, index, strict=True)]))
+        yield key, value, _is_borrowed(value, block.array)
+
+
+def _copy(array: NDArray[Any]) -> NDArray[Any]:
+    return np.array(array, order="K", subok=False)
+
+
+def _is_borrowed(value: Buffer | Pieces, array: NDArray[Any]) -> bool:
+    """Whether a value lies in the array's memory; of short ones it is not worth asking."""
+    return isinstance(value, memoryview) and len(value) >= _WORTH_ASKING and np.may_share_memory(value, array)
