@@ -197,7 +197,7 @@ def test_only_the_ranges_that_are_needed_are_read(watched: tuple[Server, Witness
     url, options = server.url("checkpoint"), dict(server.storage_options)
     ocdbt_py.save(url, {"large": LARGE, "small": np.arange(100.0)}, compression=None, storage_options=options)
     puts = [moved for method, _, moved in witness.take() if method == "PUT"]
-    assert len(puts) == 6  # claim, data, manifest, _METADATA, commit time, marker
+    assert len(puts) == 7  # claim, data, manifest, checksums, _METADATA, commit time, marker
     assert LARGE.nbytes < sum(puts) < LARGE.nbytes + 20_000
 
     checkpoint = ocdbt_py.Checkpoint(url, storage_options=options)
@@ -230,7 +230,7 @@ def test_many_small_leaves_take_few_requests(watched: tuple[Server, Witness]) ->
     url, options = server.url("checkpoint"), dict(server.storage_options)
     leaves = {f"leaf_{i:04}": np.full(1024, i, np.float32) for i in range(2000)}
     ocdbt_py.save(url, leaves, compression=None, storage_options=options)
-    assert sum(method == "PUT" for method, _, _ in witness.take()) == 6
+    assert sum(method == "PUT" for method, _, _ in witness.take()) == 7
     found = ocdbt_py.restore(url, storage_options=options)
     assert all(np.array_equal(found[name], value) for name, value in leaves.items())
     seen = witness.take()

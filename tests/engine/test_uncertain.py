@@ -69,7 +69,7 @@ def place(storage: Network) -> Place:
 
 def create(place: Place, kind: str) -> Database:
     config = ocdbt_py.Config(manifest_kind=kind, version_tree_arity_log2=1)
-    return open_place(place, "x", config=config, write_options=ocdbt_py.WriteOptions(commit_timeout=0.3))
+    return open_place(place, "x", config=config, write_options=ocdbt_py.WriteOptions(commit_timeout=1.0))
 
 
 def others(place: Place, count: int) -> Callable[[], None]:
