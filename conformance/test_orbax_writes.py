@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -299,12 +301,101 @@ def test_orbax_reads_the_custom_metadata_and_the_times(tmp_path: Path) -> None:
     assert found.item_handlers.endswith("PyTreeCheckpointHandler")
 
 
-def test_a_manager_restores_a_step_that_we_saved_as_an_item(tmp_path: Path) -> None:
-    tree = {"x": np.arange(5), "y": "text"}
-    save(tmp_path / "3" / "default", tree)
+# --- steps of a manager
+
+
+def two_kinds_of_array() -> Any:
+    return {"layer": {"w": jnp.arange(6.0).reshape(2, 3), "n": np.arange(4)}, "count": 3}
+
+
+def described(tree: Any) -> Any:
+    """The tree as a target: JAX's arrays by their shapes and shardings."""
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, jax.Array):
+            return value
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)  # type: ignore[no-untyped-call]
+
+    return jax.tree.map(leaf, tree)
+
+
+def finish_step(step: Path) -> None:
+    """The files of the step itself, which name the handler of each of its items."""
+    handler = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+    now = time.time_ns()
+    document = {
+        "item_handlers": {path.name: handler for path in step.iterdir()},
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": now,
+        "commit_timestamp_nsecs": now,
+        "custom_metadata": {"lang": "en"},
+    }
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps(document))
+    (step / "commit_success.txt").write_text(f"Checkpoint commit was successful to {step}")
+
+
+def pytree_arguments(target: Any = None) -> Any:
+    if target is None:
+        return ocp.args.PyTreeRestore()
+    return ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+
+
+@every_format
+@pytest.mark.parametrize("arguments", [pytree_arguments, ocp.args.StandardRestore])
+def test_a_manager_restores_a_step_that_we_saved_as_an_item(
+    arguments: Callable[..., Any], zarr_format: Any, tmp_path: Path
+) -> None:
+    tree = two_kinds_of_array()
+    save(f"{tmp_path}/7/default", tree, zarr_format=zarr_format)
+    for given in ((), (described(tree),)):
+        with ocp.CheckpointManager(tmp_path) as manager:
+            assert (manager.all_steps(), manager.latest_step()) == ([7], 7)
+            assert_same(manager.restore(7, args=arguments(*given)), tree)
+
+
+def test_a_manager_restores_several_items_and_goes_on_after_our_step(tmp_path: Path) -> None:
+    tree, other = two_kinds_of_array(), {"mean": np.ones(3), "text": "hi"}
+    save(tmp_path / "1" / "state", tree)
+    save(tmp_path / "1" / "ema", other)
     with ocp.CheckpointManager(tmp_path) as manager:
-        assert manager.all_steps() == [3]
-        assert_same(manager.restore(3, args=ocp.args.PyTreeRestore()), tree)
+        found = manager.restore(1, args=ocp.args.Composite(state=pytree_arguments(), ema=pytree_arguments()))
+        assert_same([found.state, found.ema], [tree, other])
+        manager.save(2, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), ema=ocp.args.PyTreeSave(other)))
+        manager.wait_until_finished()
+        assert manager.all_steps() == [1, 2]
+    assert_same(restore(tmp_path / "2", tree, item="state"), tree)
+    assert_same(restore(tmp_path / "2", item="ema"), other)
+
+
+@every_format
+def test_with_the_files_of_the_step_a_manager_needs_no_arguments(zarr_format: Any, tmp_path: Path) -> None:
+    tree = two_kinds_of_array()
+    save(tmp_path / "7" / "default", tree, zarr_format=zarr_format)
+    finish_step(tmp_path / "7")
+    with ocp.CheckpointManager(tmp_path) as manager:
+        assert_same(manager.restore(7), tree)
+        assert manager.metadata(7).custom_metadata == {"lang": "en"}
+        assert manager.item_metadata(7).tree["layer"]["w"].shape == (2, 3)
+    assert_same(restore(tmp_path / "7", tree), tree)
+
+
+@every_format
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_v1_loader_restores_a_step_that_we_saved(marked: bool, zarr_format: Any, tmp_path: Path) -> None:
+    tree = two_kinds_of_array()
+    step = tmp_path / "7"
+    save(step / "state", tree, zarr_format=zarr_format)
+    finish_step(step)
+    if marked:
+        (step / "orbax.checkpoint").touch()
+    assert_same(ocp.v1.load(step), tree)
+    assert_same(ocp.v1.load(step, described(tree)), tree)
+    assert_same(ocp.v1.load_checkpointables(step)["state"], tree)
+    with ocp.v1.training.Checkpointer(tmp_path) as checkpointer:
+        assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [7]
+        assert_same(checkpointer.load(7), tree)
+        assert_same(checkpointer.load(7, described(tree)), tree)
 
 
 def test_deep_and_wide_trees_are_restored(tmp_path: Path) -> None:

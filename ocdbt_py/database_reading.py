@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, overload
 
 from ocdbt_py.engine.entries import Entry
 from ocdbt_py.engine.mutations import KeyRange
 from ocdbt_py.engine.options import UNSET
 from ocdbt_py.engine.tree import Found
-from ocdbt_py.errors import InvalidArgumentError, KeyNotFoundError
+from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, KeyNotFoundError
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.keys_and_values import Key, Request, encoded_key, size_of, value_range
 from ocdbt_py.storage.protocol import Buffer
@@ -35,6 +36,25 @@ class Run(NamedTuple):
 
     keys: Sequence[bytes]
     value: Callable[[int], bytes | Location]
+
+
+@contextmanager
+def _naming(reads: Iterable[tuple[Key, Found, int]]) -> Iterator[None]:
+    """Have an error about a data file name a key whose value it holds: of those that are read, each up to byte ``stop``
+    of its value, the last one in the file, which no cut leaves whole.
+    """
+    try:
+        yield
+    except CorruptDataError as error:
+        path = error.path
+        if path is not None and error.key is None:
+            ends = [
+                (value.offset + stop, encoded_key(key))
+                for key, value, stop in reads
+                if isinstance(value, Location) and path.endswith(value.file.path.decode("utf-8", "surrogateescape"))
+            ]
+            error.located(key=max(ends)[1] if ends else None)
+        raise
 
 
 class Readable(Mapping[bytes, bytes]):
@@ -83,9 +103,10 @@ class Readable(Mapping[bytes, bytes]):
         """
         found = self._found(key)
         low, high = value_range(key, found, start, stop)
-        if isinstance(found, Location):
+        if not isinstance(found, Location):
+            return found[low:high]
+        with _naming([(key, found, high)]):
             return self._fetch([(found, low, high)])[0] if low < high else b""
-        return found[low:high]
 
     def stat(self, key: Key) -> Entry:
         """Size, generation and, for an out-of-line value, location; :class:`KeyNotFoundError` if absent."""
@@ -130,7 +151,9 @@ class Readable(Mapping[bytes, bytes]):
             else:
                 remote.append((value, low, high))
                 places.append(i)
-        for i, data in zip(places, self._fetch(remote), strict=True):
+        with _naming((wanted[i][0], location, high) for i, (location, _, high) in zip(places, remote, strict=True)):
+            fetched = self._fetch(remote)
+        for i, data in zip(places, fetched, strict=True):
             answers[i] = data
         return answers
 
@@ -149,9 +172,19 @@ class Readable(Mapping[bytes, bytes]):
             (0, 0) if value is None else value_range(key, value, start, stop)
             for (key, start, stop), value in zip(wanted, found, strict=True)
         ]
+        ends = ((key, value, high) for (key, *_), value, (_, high) in zip(wanted, found, bounds, strict=True))
+        with _naming(ends):
+            return self._read_into(found, bounds, place)
+
+    def _read_into(
+        self,
+        found: Sequence[Found],
+        bounds: Sequence[tuple[int, int]],
+        place: Callable[[Sequence[int | None]], Sequence[memoryview | None]],
+    ) -> list[Buffer | None]:
         self._prove(found, bounds)
         sizes = [None if value is None else high - low for value, (low, high) in zip(found, bounds, strict=True)]
-        answers: list[Buffer | None] = [None] * len(wanted)
+        answers: list[Buffer | None] = [None] * len(found)
         fillings: list[tuple[Location, int, memoryview]] = []
         for i, (value, (low, high), buffer) in enumerate(zip(found, bounds, place(sizes), strict=True)):
             if isinstance(value, Location):

@@ -44,6 +44,9 @@ _CONFIG: dict[str, Any] = {
     "retries": {"total_max_attempts": 1},  # those of the base class know what must not be repeated
     "connect_timeout": 10,
     "read_timeout": 40,
+    # Nodes, manifests and values have checksums of their own; not every server of this protocol takes another one.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
 }
 """Of the clients of filesystems that we make, where the user does not say otherwise."""
 

@@ -1,8 +1,13 @@
-"""An array that is still in the store: metadata at hand, bytes fetched when asked for, and only those."""
+"""An array that is still in the store: metadata at hand, bytes fetched when asked for, and only those.
+
+Who wants all of it need not ask: NumPy takes it by ``__array__``, torch and others by DLPack, dask by its slices. JAX
+takes neither in ``device_put``; its table of types that it canonicalizes is the only way in, so the class is put there.
+"""
 
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +44,8 @@ class LazyArray:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        # JAX asks for it before it looks into its table, whichever of the two was imported or made first
+        _introduce_to_jax()
         return self.spec.dtype
 
     @property
@@ -74,12 +81,24 @@ class LazyArray:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """For ``np.asarray``. Reading always makes a new array, so ``copy=False`` is refused, as NumPy has it."""
+        array = self._copied(copy)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
+        """For ``torch.as_tensor`` and every ``from_dlpack``: all of it, read anew. Types that NumPy does not have,
+        bfloat16 among them, it cannot hand over so (BufferError).
+        """
+        return self._copied(copy).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the host's memory
+
+    def _copied(self, copy: bool | None) -> NDArray[Any]:
         if copy is False:
             raise InvalidArgumentError(
                 f"Array {self.name!r} is in a store: reading it makes a copy, and copy=False forbids it"
             )
-        array = self.read()
-        return array if dtype is None else array.astype(dtype, copy=False)
+        return self.read()
 
     def __len__(self) -> int:
         if not self.shape:
@@ -107,3 +126,23 @@ class LazyArray:
         }
         cells = (f"<tr><th>{title}</th><td>{html.escape(str(value))}</td></tr>" for title, value in rows.items())
         return f"<table>{''.join(cells)}</table>"
+
+
+_introduced = False
+
+
+def _introduce_to_jax() -> None:
+    """Have JAX read a lazy array where it takes arrays as values, once JAX is there."""
+    global _introduced
+    if _introduced or (module := sys.modules.get("jax.interpreters.xla")) is None:
+        return
+    # not yet there while JAX is being imported
+    if (handlers := getattr(module, "canonicalize_dtype_handlers", None)) is not None:
+        handlers[LazyArray] = _for_jax
+        _introduced = True
+
+
+def _for_jax(lazy: LazyArray) -> NDArray[Any]:
+    import jax
+
+    return np.asarray(lazy, dtype=jax.dtypes.canonicalize_dtype(lazy.dtype))

@@ -45,7 +45,7 @@ def map_arrays(
         i, spec = chunks[entry.key]
         mapped = files.get(location.file)
         if mapped is None:
-            mapped = files[location.file] = _map_file(place, location.file)
+            mapped = files[location.file] = _map_file(place, location.file, entry.key)
         stored: memoryview | None = mapped[location.offset : location.offset + location.length]
         reason = f"of {spec.nbytes} bytes by its metadata"
         if seen is not None and stored is not None and len(stored) == location.length:
@@ -69,7 +69,7 @@ def map_arrays(
     return arrays
 
 
-def _map_file(place: Place, name: str) -> memoryview:
+def _map_file(place: Place, name: str, key: bytes) -> memoryview:
     path = file_path(place.path, DataFileId(b"", name.encode("utf-8", "surrogateescape")))
     try:
         return place.storage.map(path)
@@ -77,6 +77,7 @@ def _map_file(place: Place, name: str) -> memoryview:
         raise CorruptDataError(
             "Arrays lie in a data file that is not there; the directory was copied without it, or it was deleted",
             path=name,
+            key=key,
             url=place.url,
         ) from error
 

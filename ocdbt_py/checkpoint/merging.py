@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from ocdbt_py.checkpoint.layout import PROCESS_PREFIX, child
 from ocdbt_py.checkpoint.new_database import NewDatabase
-from ocdbt_py.database import open_place
+from ocdbt_py.database import Database, open_place
 from ocdbt_py.errors import CorruptDataError
 from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.storage.location import Place
 
-__all__ = ["Merged", "merge", "part_name"]
+__all__ = ["Merged", "can_merge", "merge", "part_name"]
 
 
 class Merged(NamedTuple):
@@ -43,21 +43,35 @@ def merge(place: Place, parts: Iterable[str], num_keys: int) -> Merged:
         for name in parts:
             found += _add(database, place, name)
         manifest = database.finish()
-        if not found == database.num_keys == num_keys:
-            raise CorruptDataError(
-                f"The processes wrote {found} documents and chunks, {database.num_keys} of them different, where the "
-                f"tree has {num_keys}: they did not divide the arrays alike",
-                url=place.url,
-            )
+        _judge(place, found, database.num_keys, num_keys)
     except BaseException:
         database.abort()
         raise
     return Merged(manifest, database.files)
 
 
+def can_merge(place: Place, parts: Iterable[str], num_keys: int) -> None:
+    """Raise what :func:`merge` would, without writing anything."""
+    found = [entry.key for name in parts for entry in _open(place, name).scan()]
+    _judge(place, len(found), len(set(found)), num_keys)
+
+
+def _judge(place: Place, found: int, different: int, num_keys: int) -> None:
+    if not found == different == num_keys:
+        raise CorruptDataError(
+            f"The processes wrote {found} documents and chunks, {different} of them different, where the tree has "
+            f"{num_keys}: they did not divide the arrays alike",
+            url=place.url,
+        )
+
+
+def _open(place: Place, name: str) -> Database:
+    return open_place(child(place, name), max_staleness=math.inf).snapshot()
+
+
 def _add(database: NewDatabase, place: Place, name: str) -> int:
     """Put everything of one part; how much it was."""
-    part = open_place(child(place, name), max_staleness=math.inf).snapshot()
+    part = _open(place, name)
     base = f"{name}/".encode()
     inline = []
     count = 0

@@ -18,7 +18,6 @@ from ocdbt_py.checkpoint.layout import (
     is_finished,
     read_file,
     replaced_path,
-    temporary_path,
 )
 from ocdbt_py.checkpoint.metadata import METADATA, decode_json
 from ocdbt_py.checkpoint.names import nearest
@@ -124,10 +123,12 @@ def _nothing(place: Place) -> NotFoundError:
                 f"rename {storage.describe(replaced_path(path))} back to it, or save there again",
                 url=place.url,
             )
-        if f"{temporary_path(path)}/" in beside:
+        # older releases put a time or a number behind the temporary name
+        unfinished = [name[:-1] for name in sorted(beside) if name.endswith("/")]
+        if unfinished:
             return UncommittedError(
                 f"The checkpoint at {place.url} was never finished, or is still being written: what there is lies at "
-                f"{storage.describe(temporary_path(path))}",
+                f"{storage.describe(unfinished[-1])}",
                 url=place.url,
             )
     return PathNotFoundError(f"There is nothing at {place.url}; check the path", url=place.url)

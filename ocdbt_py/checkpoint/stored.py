@@ -266,15 +266,15 @@ class StoredTree:
 
         Of those array leaves that are in ``parts`` only these are read, and the value is a list of them.
         """
-        if not any(self.leaves[i].value_type in ValueType.ARRAYS for i in indices):
-            return {i: self.plain(i) for i in indices}
         try:
+            if not any(self.leaves[i].value_type in ValueType.ARRAYS for i in indices):
+                return {i: self.plain(i) for i in indices}
             values = self._read_with(reading)
             specs = self.specs(indices)
             arrays = self._arrays(specs, parts or {}, values, reading)
-        except CorruptDataError as error:
-            raise error.located(url=self.place.url) from None
-        return {i: arrays[i] if i in specs else self.plain(i) for i in indices}
+            return {i: arrays[i] if i in specs else self.plain(i) for i in indices}
+        except (CorruptDataError, UnsupportedError) as error:
+            raise error.located(url=self.place.url) from error.__cause__
 
     def lazy(self, i: int, spec: ArraySpec) -> LazyArray:
         """The array leaf ``i``, read when it is indexed."""

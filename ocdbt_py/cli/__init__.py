@@ -32,6 +32,8 @@ VERBS = {
     "get": "write a leaf, a slice of one, or the value of a key to a file",
     "log": "list the versions of a database, newest first",
     "check": "look for damage in every version of a database",
+    "repair": "finish a save that its processes wrote whole and did not merge; a dry run without --apply",
+    "gc": "remove what an interrupted save left behind; a dry run without --apply",
     "verify": "read everything, with TensorStore too, and compare byte by byte",
 }
 
