@@ -5,7 +5,8 @@ work of the client and of a server on the same machine, without a network's late
 
 * ``ocdbt_py``: save and restore with its defaults, to NumPy arrays.
 * ``TensorStore``: the same arrays through its own driver for the store (S3 and GCS have one), as Orbax uses it: zarr
-  arrays with zstd in one OCDBT database, all of a save in one transaction, up to a hundred arrays on their way at once.
+  arrays with zstd in the OCDBT database of the process, all of a save in one transaction, up to a hundred arrays on
+  their way at once; then that database merged into the checkpoint's by reference.
 * ``copy``: fsspec's ``put`` and ``get`` of the files of the same checkpoint, which is what moving the bytes costs.
 
 Workloads: 5,000 arrays of 4 KiB; 50 arrays of 20 MB; and one array of 4 KiB out of 50,000, from opening the checkpoint
@@ -45,6 +46,7 @@ SERVERS = {
 }
 SIDES = ("ocdbt_py", "TensorStore", "copy")
 AT_ONCE = 100
+PART = "ocdbt.process_0/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,13 @@ def tensorstores(server: Server, url: str, tree: dict[str, Any]) -> dict[str, Ca
     names = list(tree)
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 16}})
 
-    def spec(name: str) -> dict[str, Any]:
+    def database(below: str = "") -> dict[str, Any]:
+        assert base is not None
         config = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
-        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/", "config": config}
+        return {"driver": "ocdbt", "base": {**base, "path": base["path"] + below}, "config": config}
+
+    def spec(name: str, below: str = "") -> dict[str, Any]:
+        kvstore = {**database(below), "path": f"{name}/"}
         return {"driver": "zarr", "kvstore": kvstore, "recheck_cached_metadata": False, "recheck_cached_data": False}
 
     async def gathered(one: Callable[[str], Any]) -> list[Any]:
@@ -127,11 +133,20 @@ def tensorstores(server: Server, url: str, tree: dict[str, Any]) -> dict[str, Ca
                 "compressor": {"id": "zstd"},
             }
             opened = await ts.open(
-                {**spec(name), "metadata": metadata}, create=True, open=True, context=context, transaction=transaction
+                {**spec(name, PART), "metadata": metadata},
+                create=True,
+                open=True,
+                context=context,
+                transaction=transaction,
             )
             await opened.write(value)
 
         await gathered(one)
+        await transaction.commit_async()
+        part = await ts.KvStore.open(database(PART), context=context)
+        merged = await ts.KvStore.open(database(), context=context)
+        transaction = ts.Transaction(atomic=True)
+        await part.experimental_copy_range_to(merged.with_transaction(transaction))
         await transaction.commit_async()
 
     async def load(name: str) -> Any:
