@@ -22,11 +22,12 @@ import os
 import threading
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
 from ocdbt_py.checkpoint.collecting import collector_paused
+from ocdbt_py.checkpoint.contents import Contents, direct
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.opening import resolve_checkpoint
 from ocdbt_py.checkpoint.processes import WAIT_TIMEOUT, Processes
@@ -34,15 +35,16 @@ from ocdbt_py.checkpoint.save import BegunSave
 from ocdbt_py.errors import ConflictError, UnsupportedError, WaitTimeoutError
 from ocdbt_py.storage.location import Place, Settings
 
-__all__ = ["AsyncSave", "save_async"]
+__all__ = ["AsyncSave", "begin_save", "save_async"]
 
 
 class _Work:
     """One save under way: what its handle and its thread share."""
 
-    def __init__(self, place: Place, index: int) -> None:
+    def __init__(self, place: Place, index: int, then: Callable[[], None] | None) -> None:
         self.place = place
         self._index = index  # of the process; threads of one interpreter may stand for several
+        self._then = then
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self._lock = threading.Lock()
@@ -83,6 +85,8 @@ class _Work:
         error = None
         try:
             begun.write()
+            if self._then is not None:
+                self._then()
         except BaseException as caught:
             error = caught
         del begun
@@ -197,18 +201,43 @@ def save_async(
     >>> handle = save_async("memory://example", {"rates": [0.1, 0.2], "step": 3}, overwrite=True)
     >>> handle.result()
     """
-    place = resolve_checkpoint(url, storage_options, fs, Settings(durable=durable))
-    encoding = Encoding(compression, chunk_bytes, zarr_format)
-    work = _Work(place, 0 if processes is None else getattr(processes, "index", 0))
+    return begin_save(
+        resolve_checkpoint(url, storage_options, fs, Settings(durable=durable)),
+        direct(tree, Encoding(compression, chunk_bytes, zarr_format), custom_metadata),
+        overwrite=overwrite,
+        checksums=checksums,
+        max_memory=max_memory,
+        processes=processes,
+        wait_timeout=wait_timeout,
+        progress=progress,
+    )
+
+
+def begin_save(
+    place: Place,
+    contents: Contents,
+    *,
+    overwrite: bool = False,
+    checksums: bool = True,
+    max_memory: int | None = None,
+    processes: Processes | None = None,
+    wait_timeout: float = WAIT_TIMEOUT,
+    progress: Any = None,
+    then: Callable[[], None] | None = None,
+) -> AsyncSave:
+    """:func:`save_async` of any contents, at a place that is resolved already.
+
+    ``then`` is called by the thread that wrote, once the checkpoint is seen; the save has not ended before, and has
+    failed if that raises.
+    """
+    work = _Work(place, 0 if processes is None else getattr(processes, "index", 0), then)
     work.reserve()
     try:
         with collector_paused():
             begun = BegunSave(
                 place,
-                tree,
-                encoding,
+                contents,
                 overwrite=overwrite,
-                custom_metadata=custom_metadata,
                 checksums=checksums,
                 max_memory=max_memory,
                 processes=processes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -65,25 +65,40 @@ def finish_save(
     and so does the next save.
     """
     place = resolve_checkpoint(url, storage_options, fs)
-    staged, names, interrupted = _interrupted(place)
-    parts = _parts(names)
-    begun, tree = (read_file(staged, name) for name in (CHECKPOINT_METADATA, METADATA))
-    if begun is None or tree is None or part_name(0) not in parts:
-        raise _incomplete(place, "process 0")
+    staged, paths, interrupted = _interrupted(place)
+    begun = read_file(staged, CHECKPOINT_METADATA)
+    trees = sorted(path.rpartition("/")[0] for path in paths if path.rpartition("/")[2] == METADATA)
+    parts = _parts(paths)
+    if begun is None or not trees or not any(part_name(0) in names for names in parts.values()):
+        raise _incomplete(place, "process 0")  # which writes all small files before any of its parts
     said = decode_checkpoint_metadata(begun)
-    try:
-        num_keys = _count_keys(staged, tree)
-        if dry_run:
-            can_merge(staged, parts, num_keys)
-            return interrupted
-        merged = merge(staged, parts, num_keys)
-    except (NotFoundError, CorruptDataError) as error:
-        raise _incomplete(place, "another process") from error
-    files = {MANIFEST_NAME: merged.manifest}
-    if CHECKSUMS in _names(child(staged, part_name(0))):
-        files[CHECKSUMS] = encode_checksums({})  # the parts have their own
-    complete = encode_checkpoint_metadata(said.init_time_ns or time.time_ns(), time.time_ns(), said.custom_metadata)
-    resume(place, begun).publish(files, complete, merged.data_files)
+    files: dict[str, bytes] = {}
+    data_files: list[str] = []
+    for directory in trees:
+        base = f"{directory}/" if directory else ""
+        tree = child(staged, directory) if directory else staged
+        names = parts.get(directory, [])
+        try:
+            num_keys = _count_keys(tree)
+            if not num_keys:
+                continue
+            if dry_run:
+                can_merge(tree, names, num_keys)
+                continue
+            merged = merge(tree, names, num_keys)
+        except (NotFoundError, CorruptDataError) as error:
+            raise _incomplete(place, "another process") from error
+        files[base + MANIFEST_NAME] = merged.manifest
+        data_files += merged.data_files
+        if f"{base}{part_name(0)}/{CHECKSUMS}" in paths:
+            files[base + CHECKSUMS] = encode_checksums({})  # the parts have their own
+    if not dry_run:
+        handlers = said.item_handlers
+        complete = encode_checkpoint_metadata(
+            said.init_time_ns or time.time_ns(), time.time_ns(), said.custom_metadata, handlers
+        )
+        items = list(handlers) if isinstance(handlers, dict) else []
+        resume(place, begun).publish(files, complete, data_files, items)
     return interrupted
 
 
@@ -102,27 +117,37 @@ def discard_save(
 
 
 def _interrupted(place: Place) -> tuple[Place, Sequence[str], Interrupted]:
-    """Where an interrupted save wrote, and what is there."""
+    """Where an interrupted save wrote, and the paths of the files that are there, below that."""
     staged = place
     if place.storage.capabilities.rename:
         path = temporary_path(place.path)
         staged = replace(place, path=path, url=place.storage.describe(path))
-    names = _names(staged)
-    begun = read_file(staged, CHECKPOINT_METADATA) if CHECKPOINT_METADATA in names else None
-    is_open = bool(names)
+    start = len(staged.path) + 1
+    found = {item.path[start:]: item.size or 0 for item in staged.storage.list(f"{staged.path}/", deep=True)}
+    begun = read_file(staged, CHECKPOINT_METADATA) if CHECKPOINT_METADATA in found else None
+    is_open = bool(found)
     if staged is place:
         # with a manifest it is perhaps the old checkpoint that was about to be replaced
         is_open = begun is not None and decode_checkpoint_metadata(begun).commit_time_ns is None
-        is_open = is_open and MANIFEST_NAME not in names
+        is_open = is_open and not any(_is_whole_manifest(path) for path in found)
     if not is_open:
         raise PathNotFoundError(
             f"No save to {place.url} was interrupted that could be finished or discarded; a new save with "
             "overwrite=True replaces whatever checkpoint is there",
             url=place.url,
         )
-    sizes = [item.size or 0 for item in staged.storage.list(f"{staged.path}/", deep=True)]
-    began = _moment(begun)
-    return staged, names, Interrupted(place.url, staged.url, began, len(_parts(names)), len(sizes), sum(sizes))
+    processes = {name for names in _parts(found).values() for name in names}
+    return (
+        staged,
+        sorted(found),
+        Interrupted(place.url, staged.url, _moment(begun), len(processes), len(found), sum(found.values())),
+    )
+
+
+def _is_whole_manifest(path: str) -> bool:
+    """Whether this is the manifest of a pytree, and not that of what one process wrote of it."""
+    above, _, name = path.rpartition("/")
+    return name == MANIFEST_NAME and not above.rpartition("/")[2].startswith(PROCESS_PREFIX)
 
 
 def _moment(begun: bytes | None) -> datetime | None:
@@ -133,18 +158,23 @@ def _moment(begun: bytes | None) -> datetime | None:
     return None
 
 
-def _parts(names: Sequence[str]) -> list[str]:
-    return [name[:-1] for name in names if name.startswith(PROCESS_PREFIX) and name.endswith("/")]
+def _parts(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The parts of processes, by the directory of the pytree."""
+    parts: dict[str, set[str]] = {}
+    for path in paths:
+        above = path.split("/")[:-1]
+        at = next((i for i, name in enumerate(above) if name.startswith(PROCESS_PREFIX)), None)
+        if at is not None:
+            parts.setdefault("/".join(above[:at]), set()).add(above[at])
+    return {directory: sorted(names) for directory, names in parts.items()}
 
 
-def _names(place: Place) -> Sequence[str]:
-    start = len(place.path) + 1
-    return sorted(item.path[start:] for item in place.storage.list(f"{place.path}/"))
-
-
-def _count_keys(staged: Place, tree: bytes) -> int:
-    """Documents and chunks that the tree takes; the documents are all in the part of process 0."""
-    metadata = decode_tree_metadata(tree)
+def _count_keys(tree: Place) -> int:
+    """Documents and chunks that a pytree takes; the documents are all in the part of process 0."""
+    data = read_file(tree, METADATA)
+    if data is None:
+        raise PathNotFoundError(f"{tree.url} has lost its {METADATA}", url=tree.url)
+    metadata = decode_tree_metadata(data)
     records = metadata.leaves
     names = leaf_names(record.path for record in records)
     file = "zarr.json" if metadata.use_zarr3 else ".zarray"
@@ -153,7 +183,9 @@ def _count_keys(staged: Place, tree: bytes) -> int:
         for name, record in zip(names, records, strict=True)
         if record.value_type in ValueType.ARRAYS
     ]
-    documents = open_place(child(staged, part_name(0)), max_staleness=math.inf).read_many(arrays)
+    if not arrays:
+        return 0
+    documents = open_place(child(tree, part_name(0)), max_staleness=math.inf).read_many(arrays)
     specs = (
         decode_metadata(data, path=key.decode("utf-8", "replace")) for key, data in zip(arrays, documents, strict=True)
     )

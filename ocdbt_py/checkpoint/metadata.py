@@ -29,7 +29,9 @@ __all__ = [
     "ARRAY_METADATAS",
     "CHECKPOINT_METADATA",
     "COMMIT_MARKER",
+    "JSON_HANDLER",
     "METADATA",
+    "PYTREE_HANDLER",
     "SHARDING",
     "STRINGS",
     "ArrayRecord",
@@ -61,7 +63,9 @@ ARRAY_METADATAS = "array_metadatas"
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"
 COMMIT_MARKER = "commit_success.txt"
 
-PYTREE_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+_HANDLERS = "orbax.checkpoint._src.handlers"
+PYTREE_HANDLER = f"{_HANDLERS}.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+JSON_HANDLER = f"{_HANDLERS}.json_checkpoint_handler.JsonCheckpointHandler"
 
 
 class ValueType:
@@ -132,7 +136,9 @@ class _KeyTexts(dict[Key, str]):
         return text
 
 
-def encode_tree_metadata(leaves: Iterable[LeafRecord], *, use_zarr3: bool = False) -> bytes:
+def encode_tree_metadata(
+    leaves: Iterable[LeafRecord], *, use_zarr3: bool = False, custom_metadata: Mapping[str, Any] | None = None
+) -> bytes:
     """``_METADATA`` of a tree stored in a database, every chunk written."""
     keys = _KeyTexts()
     tails: dict[tuple[str, tuple[int, ...] | None], str] = {}
@@ -150,7 +156,7 @@ def encode_tree_metadata(leaves: Iterable[LeafRecord], *, use_zarr3: bool = Fals
         "use_ocdbt": True,
         "use_zarr3": use_zarr3,
         "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
+        "custom_metadata": custom_metadata or None,
     }
     return f'{{"tree_metadata": {{{", ".join(entries)}}}, {json.dumps(rest)[1:]}'.encode()
 
@@ -199,15 +205,18 @@ def encode_array_metadatas(arrays: Iterable[ArrayRecord]) -> bytes:
 
 
 def encode_checkpoint_metadata(
-    init_time_ns: int, commit_time_ns: int | None, custom_metadata: Mapping[str, Any]
+    init_time_ns: int,
+    commit_time_ns: int | None,
+    custom_metadata: Mapping[str, Any],
+    item_handlers: Mapping[str, str | None] | str | None = PYTREE_HANDLER,
 ) -> bytes:
-    """``_CHECKPOINT_METADATA`` of a checkpoint whose one item is a pytree in the directory itself.
+    """``_CHECKPOINT_METADATA``; ``item_handlers`` is one where the directory itself is the item.
 
     ``commit_time_ns`` is None until it is complete.
     """
     return json.dumps(
         {
-            "item_handlers": PYTREE_HANDLER,
+            "item_handlers": item_handlers,
             "metrics": {},
             "performance_metrics": {},
             "init_timestamp_nsecs": init_time_ns,

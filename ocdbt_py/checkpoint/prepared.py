@@ -21,6 +21,7 @@ from ocdbt_py.array.codecs import Encoder
 from ocdbt_py.array.metadata import encode_metadata
 from ocdbt_py.array.spec import ArraySpec, array_key
 from ocdbt_py.array.write import Pieces, encode_large_chunk
+from ocdbt_py.checkpoint.contents import Tree
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.flatten import flatten
 from ocdbt_py.checkpoint.leaves import StoredLeaf, stored_leaf
@@ -33,6 +34,7 @@ from ocdbt_py.checkpoint.metadata import (
     ArrayRecord,
     LeafRecord,
     ValueType,
+    check_custom_metadata,
     encode_array_metadatas,
     encode_shardings,
     encode_strings,
@@ -63,6 +65,7 @@ class Prepared:
     """A tree as it will be stored."""
 
     encoding: Encoding
+    custom_metadata: Mapping[str, Any] | None
     index: int
     count: int
     records: list[LeafRecord] = field(default_factory=list)
@@ -147,7 +150,8 @@ class Prepared:
         if any(array.is_jax for array in self.arrays):
             files[SHARDING] = encode_shardings(self.shardings)
         files |= self.array_metadatas()
-        files[METADATA] = encode_tree_metadata(self.records, use_zarr3=self.encoding.zarr_format == 3)
+        use_zarr3 = self.encoding.zarr_format == 3
+        files[METADATA] = encode_tree_metadata(self.records, use_zarr3=use_zarr3, custom_metadata=self.custom_metadata)
         return files
 
     def array_metadatas(self) -> dict[str, bytes]:
@@ -160,6 +164,17 @@ class Prepared:
                 records.append(ArrayRecord(name, write_shape, spec.chunks, random_key_impl))
         return {f"{ARRAY_METADATAS}/process_{self.index}": encode_array_metadatas(records)} if records else {}
 
+    def _mine(self) -> list[_Array]:
+        """The arrays of which this process writes something."""
+        if self.index == 0:
+            return self.arrays
+        return [each for each in self.arrays if isinstance(each.array, Sharded) and each.array.is_spread]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that this process writes."""
+        return sum(each.array.nbytes for each in self._mine())
+
     @property
     def num_keys(self) -> int:
         """Documents and chunks of all arrays, whoever writes them."""
@@ -170,14 +185,9 @@ class Prepared:
     ) -> Iterator[tuple[bytes, Buffer | Pieces, bool]]:
         """Keys and values that this process writes, encoded as they are asked for, each with whether it is the array's
         own memory."""
-        mine = self.arrays
-        if self.index:
-            mine = [each for each in mine if isinstance(each.array, Sharded) and each.array.is_spread]
-        if progress is not None:
-            progress.set_size(sum(each.array.nbytes for each in mine))
         encoder = Encoder(max_memory * 3 // 8)
         documents: dict[int, bytes] = {}  # of each spec; arrays alike share one
-        for name, array, spec, _, _ in mine:
+        for name, array, spec, _, _ in self._mine():
             assert spec is not None
             if isinstance(array, Sharded):
                 if self.index == 0:
@@ -199,12 +209,13 @@ class Prepared:
                 progress.relative_update(array.nbytes)
 
 
-def prepare(tree: Any, encoding: Encoding, index: int = 0, count: int = 1) -> Prepared:
+def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
     """Take a tree apart and judge all of it, in process ``index`` of ``count``."""
-    flat = flatten(tree)
+    flat = flatten(tree.tree)
     names = leaf_names(flat.paths)
     check_names(names, flat.paths)
-    prepared = Prepared(encoding, index, count)
+    custom_metadata = check_custom_metadata(tree.custom_metadata)
+    prepared = Prepared(tree.encoding, custom_metadata, index, count)
     for name, path, value in zip(names, flat.paths, flat.leaves, strict=True):
         leaf = stored_leaf(name, value)
         write_shape = None

@@ -1,8 +1,9 @@
-"""Save a pytree as a checkpoint that Orbax restores.
+"""Save pytrees as a checkpoint that Orbax restores.
 
-One pass takes the tree apart and judges every leaf, before anything is written (:mod:`ocdbt_py.checkpoint.prepared`).
-Then the arrays go into one database, the small JSON files beside it, and the directory is published whole
-(:mod:`ocdbt_py.checkpoint.staging`).
+One pass takes each tree apart and judges every leaf, before anything is written (:mod:`ocdbt_py.checkpoint.prepared`).
+Then the arrays of a tree go into one database, the small JSON files beside it (:mod:`ocdbt_py.checkpoint.tree_saving`),
+and the directory is published whole (:mod:`ocdbt_py.checkpoint.staging`). :func:`save` saves one tree; a checkpoint may
+hold several, and other items (:mod:`ocdbt_py.checkpoint.contents`).
 
 **Several processes** take four steps together (:mod:`ocdbt_py.checkpoint.processes`); none begins one before all have
 ended the one before it::
@@ -23,27 +24,23 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
-from ocdbt_py.array.write import Pieces
-from ocdbt_py.checkpoint.checksums import CHECKSUMS
 from ocdbt_py.checkpoint.collecting import collector_paused
+from ocdbt_py.checkpoint.contents import Contents, direct
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.jax_processes import default_processes
-from ocdbt_py.checkpoint.layout import child
 from ocdbt_py.checkpoint.memory import memory_limit
-from ocdbt_py.checkpoint.merging import merge, part_name
 from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, check_custom_metadata, encode_checkpoint_metadata
-from ocdbt_py.checkpoint.new_database import NewDatabase
 from ocdbt_py.checkpoint.opening import resolve_checkpoint
-from ocdbt_py.checkpoint.prepared import prepare
 from ocdbt_py.checkpoint.processes import WAIT_TIMEOUT, Processes, Steps
 from ocdbt_py.checkpoint.staging import Staging, stage
-from ocdbt_py.errors import WaitTimeoutError
-from ocdbt_py.format.manifest import MANIFEST_NAME
+from ocdbt_py.checkpoint.tree_saving import TreeSave
+from ocdbt_py.errors import StructureError, WaitTimeoutError
 from ocdbt_py.storage.location import Place, Settings
 
-__all__ = ["BegunSave", "save", "save_place"]
+__all__ = ["BegunSave", "save"]
 
 
 def save(
@@ -91,52 +88,21 @@ def save(
     >>> save("memory://example", {"rates": [0.1, 0.2], "step": 3}, overwrite=True)
     """
     place = resolve_checkpoint(url, storage_options, fs, Settings(durable=durable))
-    encoding = Encoding(compression, chunk_bytes, zarr_format)
-    save_place(
-        place,
-        tree,
-        encoding,
-        overwrite=overwrite,
-        custom_metadata=custom_metadata,
-        checksums=checksums,
-        max_memory=max_memory,
-        processes=processes,
-        wait_timeout=wait_timeout,
-        progress=progress,
-    )
-
-
-@collector_paused()
-def save_place(
-    place: Place,
-    tree: Any,
-    encoding: Encoding,
-    *,
-    overwrite: bool = False,
-    custom_metadata: Mapping[str, Any] | None = None,
-    checksums: bool = True,
-    max_memory: int | None = None,
-    processes: Processes | None = None,
-    wait_timeout: float = WAIT_TIMEOUT,
-    progress: Any = None,
-) -> None:
-    """:func:`save` at a place that is resolved already."""
-    BegunSave(
-        place,
-        tree,
-        encoding,
-        overwrite=overwrite,
-        custom_metadata=custom_metadata,
-        checksums=checksums,
-        max_memory=max_memory,
-        processes=processes,
-        wait_timeout=wait_timeout,
-        progress=progress,
-    ).write()
+    with collector_paused():
+        BegunSave(
+            place,
+            direct(tree, Encoding(compression, chunk_bytes, zarr_format), custom_metadata),
+            overwrite=overwrite,
+            checksums=checksums,
+            max_memory=max_memory,
+            processes=processes,
+            wait_timeout=wait_timeout,
+            progress=progress,
+        ).write()
 
 
 class BegunSave:
-    """A save in two halves: making one judges everything, the tree and the place; :meth:`write` does the rest, once.
+    """A save in two halves: making one judges everything, the trees and the place; :meth:`write` does the rest, once.
 
     With several processes each makes one, and each writes.
     """
@@ -144,11 +110,9 @@ class BegunSave:
     def __init__(
         self,
         place: Place,
-        tree: Any,
-        encoding: Encoding,
+        contents: Contents,
         *,
         overwrite: bool = False,
-        custom_metadata: Mapping[str, Any] | None = None,
         checksums: bool = True,
         max_memory: int | None = None,
         processes: Processes | None = None,
@@ -158,40 +122,55 @@ class BegunSave:
         name = place.path.rpartition("/")[2]
         self._steps = Steps(default_processes() if processes is None else processes, f"save {name}", wait_timeout)
         self._place = place
+        self._contents = contents
         self._progress = progress
         self._checksums = checksums
         self._max_memory = memory_limit(max_memory)
         self._custom: dict[str, Any] = {}
         self._begun_at = time.time_ns()
         self._staging: Staging | None = None
-        self._is_seen = False
+        self._trees: list[TreeSave] = []
 
         def judge() -> bytes:
-            self._custom = check_custom_metadata(custom_metadata)
-            self._prepared = prepare(tree, encoding, self._steps.index, self._steps.count)
+            index, count = self._steps.index, self._steps.count
+            self._custom = check_custom_metadata(contents.custom_metadata)
+            self._trees = [TreeSave(directory, tree, index, count) for directory, tree in contents.trees()]
             if self._steps.is_primary:
-                begun = encode_checkpoint_metadata(self._begun_at, None, self._custom)
-                self._staging = stage(place, overwrite=overwrite, begun=begun)
-            return self._prepared.summary() if self._steps.count > 1 else b""
+                self._staging = stage(place, overwrite=overwrite, begun=self._checkpoint_metadata(None))
+            return json.dumps({tree.directory: tree.summary() for tree in self._trees}).encode() if count > 1 else b""
 
-        summaries = self._steps.take("begin", judge)
-        if self._steps.count > 1 and not self._prepared.agree(summaries):
-            lines = "\n".join(self._prepared.lines).encode("utf-8", "surrogateescape")
-            raise self._prepared.differences(self._steps.take("differences", lambda: lines))
+        answers = self._steps.take("begin", judge)
+        if self._steps.count > 1:
+            self._agree([json.loads(answer) for answer in answers])
+
+    def _agree(self, summaries: Sequence[Mapping[str, str]]) -> None:
+        """Find out whether all processes save the same, and how. All of them come to the same answer."""
+        if any(list(said) != list(summaries[0]) for said in summaries):
+            items = "; ".join(f"process {index}: {', '.join(said) or 'none'}" for index, said in enumerate(summaries))
+            raise StructureError(f"The processes do not save the same items with arrays: {items}")
+        for tree in self._trees:
+            if not tree.agree([said[tree.directory] for said in summaries]):
+                raise tree.differences(self._steps.take("differences", partial(getattr, tree, "lines")))
+
+    def _checkpoint_metadata(self, commit_time_ns: int | None) -> bytes:
+        return encode_checkpoint_metadata(self._begun_at, commit_time_ns, self._custom, self._contents.handlers)
 
     def detach(self) -> None:
         """Copy the arrays, so that nothing the caller does to them can change what is written."""
-        self._prepared.detach()
+        for tree in self._trees:
+            tree.detach()
 
     def write(self) -> None:
         """Write all of it, and make the checkpoint seen."""
         try:
             self._write()
         finally:
-            self._prepared.arrays.clear()  # whoever keeps an error keeps us, but need not keep them
+            for tree in self._trees:
+                tree.release()  # whoever keeps an error keeps us, but need not keep the arrays
 
     def _write(self) -> None:
         steps = self._steps
+        is_seen = False
         with ExitStack() as cleaning:
 
             def claim() -> bytes:
@@ -207,65 +186,56 @@ class BegunSave:
             written = steps.take("write", lambda: self._write_part(staged, is_private))
 
             def publish() -> bytes:
+                nonlocal is_seen
                 if self._staging is not None:
                     self._publish(self._staging, [json.loads(answer) for answer in written])
                     cleaning.pop_all()  # whatever becomes of the others
-                    self._is_seen = True
+                    is_seen = True
                 return b""
 
             try:
                 steps.take("publish", publish)
             except WaitTimeoutError as error:
-                if not self._is_seen:
+                if not is_seen:
                     raise
                 raise WaitTimeoutError(f"{self._place.url} is complete, but: {error.message}") from error
 
     def _write_part(self, staged: Place, is_private: bool) -> bytes:
         """What this process writes: the arrays, or its own of them, and small files that may be there early.
 
-        Returns what process 0 has to know: the manifest, yet to be written, or the data files, by path.
+        Returns the paths, which process 0 has to know.
         """
-        prepared, several = self._prepared, self._steps.count > 1
-        if not prepared.arrays:
-            return b"[]"
-        part = child(staged, part_name(self._steps.index)) if several else staged
-        database = NewDatabase(part.storage, part.path, checksums=self._checksums, max_memory=self._max_memory)
+        paths = []
+        if self._progress is not None:
+            self._progress.set_size(sum(tree.nbytes for tree in self._trees))
+        if self._steps.count > 1 and is_private:
+            for name, data in self._early_files().items():
+                paths.append(f"{staged.path}/{name}")
+                staged.storage.write(paths[-1], [data])
         try:
-            for key, value, borrowed in prepared.pieces(self._progress, self._max_memory):
-                if isinstance(value, Pieces):
-                    database.put_pieces(key, value)
-                else:
-                    database.put(key, value, borrowed=borrowed)
-            manifest = database.finish()
-            if several:
-                # enough for the merge to be made later, by hand (ocdbt_py.checkpoint.finishing)
-                early = prepared.files() if self._steps.is_primary else prepared.array_metadatas()
-                if self._steps.is_primary:
-                    early[CHECKPOINT_METADATA] = encode_checkpoint_metadata(self._begun_at, None, self._custom)
-                files = {f"{staged.path}/{name}": data for name, data in early.items() if is_private}
-                files[f"{part.path}/{MANIFEST_NAME}"] = manifest
-                if database.checksums is not None:
-                    files[f"{part.path}/{CHECKSUMS}"] = database.checksums
-                for path, data in files.items():
-                    part.storage.write(path, [data])
-                database.files.extend(files)
-            else:
-                self._database_files = {MANIFEST_NAME: manifest}
-                if database.checksums is not None:
-                    self._database_files[CHECKSUMS] = database.checksums
+            for tree in self._trees:
+                paths += tree.write(
+                    staged, checksums=self._checksums, max_memory=self._max_memory, progress=self._progress
+                )
         except BaseException:
-            database.abort()
+            for tree in self._trees:
+                tree.abort()
             raise
-        return json.dumps([path.removeprefix(staged.path) for path in database.files]).encode()
+        return json.dumps([path.removeprefix(staged.path) for path in paths]).encode()
+
+    def _early_files(self) -> dict[str, bytes]:
+        """Enough for the merge to be made later, by hand, once the arrays are there too."""
+        files = {name: data for tree in self._trees for name, data in tree.early_files().items()}
+        if self._steps.is_primary:
+            files |= self._contents.small_files()
+            files[CHECKPOINT_METADATA] = self._checkpoint_metadata(None)
+        return files
 
     def _publish(self, staging: Staging, written: Sequence[Sequence[str]]) -> None:
-        prepared = self._prepared
         data_files = [staging.place.path + path for paths in written for path in paths]
-        files = prepared.files()
-        if prepared.arrays and self._steps.count > 1:
-            manifest, merged = merge(staging.place, map(part_name, range(self._steps.count)), prepared.num_keys)
+        files = self._contents.small_files()
+        for tree in self._trees:
+            small, merged = tree.publication(staging.place)
+            files |= small
             data_files += merged
-            files[MANIFEST_NAME] = manifest
-        elif prepared.arrays:
-            files |= self._database_files
-        staging.publish(files, encode_checkpoint_metadata(self._begun_at, time.time_ns(), self._custom), data_files)
+        staging.publish(files, self._checkpoint_metadata(time.time_ns()), data_files, self._contents.directories)

@@ -21,7 +21,8 @@ with fixed names are exchanged, the new marker is put, and the old data goes las
     data files               both  both  both    both              both        both  new
 
 A reader of the first two columns finds the old checkpoint, of the last three the new one, and in between an unfinished
-one: never one made of both. A save that fails removes what it wrote itself, and nothing else.
+one: never one made of both. The items of a step have markers of their own, which go with the step's and come right
+before it. A save that fails removes what it wrote itself, and nothing else.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from ocdbt_py.checkpoint.layout import (
     replaced_path,
     temporary_path,
 )
-from ocdbt_py.checkpoint.metadata import ARRAY_METADATAS, CHECKPOINT_METADATA, COMMIT_MARKER, METADATA, commit_text
+from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, COMMIT_MARKER, METADATA, commit_text
 from ocdbt_py.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -57,6 +58,9 @@ from ocdbt_py.storage.protocol import ABSENT, ANY
 
 __all__ = ["Staging", "resume", "stage"]
 
+_DATA = "d"
+"""The directory of a database's data files."""
+
 
 class Staging(Protocol):
     """A checkpoint being written. Leaving the context with an error removes what was written."""
@@ -69,8 +73,18 @@ class Staging(Protocol):
     def is_private(self) -> bool:
         """Whether nothing of another checkpoint lies there, so that small files may be written before the others."""
 
-    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
-        """Write the small files and make the checkpoint seen; ``data_files`` are paths of what has been written."""
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        checkpoint_metadata: bytes,
+        data_files: Sequence[str],
+        items: Sequence[str] = (),
+    ) -> None:
+        """Write the small files and make the checkpoint seen.
+
+        ``data_files`` are paths of what has been written, ``items`` the directories below that are marked as complete
+        before the checkpoint is.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -173,9 +187,15 @@ class _Renamed:
             with suppress(OcdbtError):  # the first error is the one that matters
                 self._storage.delete(f"{self.place.path}/")
 
-    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        checkpoint_metadata: bytes,
+        data_files: Sequence[str],
+        items: Sequence[str] = (),
+    ) -> None:
         _write_small(self.place, files)
-        _commit(self.place, checkpoint_metadata, self._final.url)
+        _commit(self.place, checkpoint_metadata, self._final.url, items)
         storage, path = self._storage, self._final.path
         if not self._exists:
             storage.rename(self.place.path, path)
@@ -220,20 +240,29 @@ class _Marked:
             with suppress(OcdbtError):
                 self._withdraw()
 
-    def publish(self, files: Mapping[str, bytes], checkpoint_metadata: bytes, data_files: Sequence[str]) -> None:
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        checkpoint_metadata: bytes,
+        data_files: Sequence[str],
+        items: Sequence[str] = (),
+    ) -> None:
         self._written += data_files
         if self._exists:
-            self._storage.delete(self._base + COMMIT_MARKER)
+            marker = self._base + COMMIT_MARKER
+            self._storage.delete(marker)
             self._exchanging = True
+            self._delete([path for path in self._old if path.endswith(f"/{COMMIT_MARKER}") and path != marker])
             self._storage.write(self._base + CHECKPOINT_METADATA, [self._begun])
         superseded = self._old - {self._base + name for name in (*files, CHECKPOINT_METADATA, COMMIT_MARKER)}
         superseded.difference_update(data_files)
-        small = {path for path in superseded if self._has_fixed_name(path)}
+        small = {path for path in superseded if self._has_fixed_name(path) or self._is_beside(path, items)}
         self._written += (self._base + name for name in files)
         _write_small(self.place, files)
         self._delete(small)  # beside the new files, they would be taken for the new checkpoint's
         self._committing = True
-        _commit(self.place, checkpoint_metadata, self.place.url)
+        self._written += (f"{self._base}{item}/{COMMIT_MARKER}" for item in items)
+        _commit(self.place, checkpoint_metadata, self.place.url, items)
         with suppress(OcdbtError):  # the new one is complete, and refers to nothing of the old
             self._delete(superseded - small)
 
@@ -256,9 +285,17 @@ class _Marked:
                 ) from error
 
     def _has_fixed_name(self, path: str) -> bool:
-        """Whether this is one of the small files, which lie at the top, and not data in a directory."""
-        name = path.removeprefix(self._base)
-        return "/" not in name or name.startswith(f"{ARRAY_METADATAS}/")
+        """Whether this is one of the files that every checkpoint has under the same name, and not data."""
+        above = path.removeprefix(self._base).split("/")[:-1]
+        return _DATA not in above and not self._is_part(above)
+
+    def _is_beside(self, path: str, items: Sequence[str]) -> bool:
+        """Whether this lies in a directory that would be taken for one more item."""
+        return bool(items) and path.removeprefix(self._base).partition("/")[0] not in items
+
+    def _is_part(self, above: Sequence[str]) -> bool:
+        """Whether something in these directories is what one of several processes wrote."""
+        return any(name.startswith(PROCESS_PREFIX) for name in above)
 
     def _withdraw(self) -> None:
         """Remove what was written; what says that it is unfinished goes last."""
@@ -268,7 +305,7 @@ class _Marked:
         written = set(self._written)
         if not self._exists:  # then what several processes wrote, each in a directory of its own, is ours as well
             found = {item.path for item in self._storage.list(self._base, deep=True)}
-            written |= {path for path in found if path.startswith(self._base + PROCESS_PREFIX)}
+            written |= {path for path in found if self._is_part(path.removeprefix(self._base).split("/")[:-1])}
             written |= {path for path in found if self._has_fixed_name(path)} - {self._base + CHECKPOINT_METADATA}
         self._delete(written)
         if not self._exists:
@@ -287,7 +324,8 @@ def _write_small(place: Place, files: Mapping[str, bytes]) -> None:
     each(write, files, place.storage.capabilities.parallel)
 
 
-def _commit(place: Place, checkpoint_metadata: bytes, url: str) -> None:
-    """The two files that say that all the others are there."""
+def _commit(place: Place, checkpoint_metadata: bytes, url: str, items: Sequence[str]) -> None:
+    """The files that say that all the others are there: of each item, then of the checkpoint."""
+    _write_small(place, {f"{item}/{COMMIT_MARKER}": commit_text(f"{url}/{item}") for item in items})
     for name, data in ((CHECKPOINT_METADATA, checkpoint_metadata), (COMMIT_MARKER, commit_text(url))):
         place.storage.write(f"{place.path}/{name}", [data])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+from ocdbt_py.checkpoint.contents import direct
+from ocdbt_py.checkpoint.encoding import Encoding
+from ocdbt_py.checkpoint.save import BegunSave
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Capabilities
 from ocdbt_py.testing.faulty import FaultyStorage
@@ -22,3 +26,10 @@ class Bucket(FaultyStorage):
 
     def rename(self, source: str, target: str) -> None:
         raise AssertionError(f"{source} renamed to {target}, but this storage cannot")
+
+
+def save_at(
+    place: Place, tree: Any, encoding: Encoding | None = None, *, custom_metadata: Any = None, **options: Any
+) -> None:
+    """:func:`ocdbt_py.save` at a place, uncompressed if nothing else is said."""
+    BegunSave(place, direct(tree, encoding or Encoding(None), custom_metadata), **options).write()

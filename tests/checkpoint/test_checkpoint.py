@@ -11,11 +11,10 @@ import pytest
 from ocdbt_py.array.lazy import LazyArray
 from ocdbt_py.backends import MemoryStorage
 from ocdbt_py.checkpoint.checkpoint import ArrayInfo, Checkpoint, Fetch
-from ocdbt_py.checkpoint.encoding import Encoding
-from ocdbt_py.checkpoint.save import save, save_place
+from ocdbt_py.checkpoint.save import save
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, KeyNotFoundError, UncommittedError
 from ocdbt_py.testing.faulty import FaultyStorage
-from tests.checkpoint.places import NewPlace
+from tests.checkpoint.places import NewPlace, save_at
 
 TREE = {
     "params": {"w": np.arange(3000, dtype=np.float32).reshape(100, 30), "b": np.ones(3)},
@@ -101,7 +100,7 @@ def test_metadata_and_shardings_are_at_hand(url: Path, tmp_path: Path) -> None:
 def test_opening_reads_no_array_and_a_slice_reads_only_its_bytes(new_place: NewPlace) -> None:
     storage = FaultyStorage(MemoryStorage())
     place = new_place(storage)
-    save_place(place, {f"x{i}": np.arange(10_000.0) for i in range(20)}, Encoding(None))
+    save_at(place, {f"x{i}": np.arange(10_000.0) for i in range(20)})
     storage.bytes_read.clear()
     checkpoint = Checkpoint._reopen(place, None, False)
     assert len(checkpoint.names()) == 20

@@ -15,13 +15,15 @@ import pytest
 
 from ocdbt_py.backends import MemoryStorage
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
+from ocdbt_py.checkpoint.contents import Contents, Item, Tree, direct, json_item, pytree_item
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.file_processes import FileProcesses
 from ocdbt_py.checkpoint.finishing import discard_save, finish_save
 from ocdbt_py.checkpoint.jax_processes import JaxProcesses
+from ocdbt_py.checkpoint.layout import child, read_file
 from ocdbt_py.checkpoint.processes import Alone, Steps
 from ocdbt_py.checkpoint.restore import restore, restore_place
-from ocdbt_py.checkpoint.save import save, save_place
+from ocdbt_py.checkpoint.save import BegunSave, save
 from ocdbt_py.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -29,11 +31,12 @@ from ocdbt_py.errors import (
     OcdbtError,
     PathNotFoundError,
     StorageError,
+    StructureError,
     UncommittedError,
     WaitTimeoutError,
 )
 from ocdbt_py.testing.faulty import Crash, FaultyStorage
-from tests.checkpoint.places import Bucket, NewPlace
+from tests.checkpoint.places import Bucket, NewPlace, save_at
 
 PATIENCE = 30.0
 COUNT = 3
@@ -256,7 +259,7 @@ TREE: dict[str, Any] = {"x": np.arange(5000), "text": "t"}
 
 
 def saves(place: Any, processes: list[Any], **options: Any) -> list[Any]:
-    return all_do(processes, lambda process: save_place(place, TREE, Encoding(None), processes=process, **options))
+    return all_do(processes, lambda process: save_at(place, TREE, processes=process, **options))
 
 
 def in_memory(place: Any) -> list[Any]:
@@ -270,14 +273,14 @@ def test_a_crash_of_the_first_process_at_any_step_leaves_the_old_checkpoint_or_t
         while crashed:
             step += 1
             place = new_place(MemoryStorage())
-            save_place(place, {"old": 1}, Encoding(None))
+            save_at(place, {"old": 1})
             faulty = replace(place, storage=kind(place.storage, at=step))
             as_bucket = place if kind is FaultyStorage else replace(place, storage=Bucket(place.storage))
             made = in_memory(place)
 
             def work(process: Any, faulty: Any = faulty, place: Any = as_bucket) -> None:
                 where = faulty if process.index == 0 else place
-                save_place(where, TREE, Encoding(None), processes=process, overwrite=True, wait_timeout=PATIENCE)
+                save_at(where, TREE, processes=process, overwrite=True, wait_timeout=PATIENCE)
 
             results = all_do(made, work)
             crashed = type(results[0]) is Crash
@@ -307,9 +310,38 @@ class KilledAt:
         return self._inner.all_gather(name, data, timeout)
 
 
+def items_of(tree: Any) -> Contents:
+    key = Item("of.another", {"deep": Tree(tree, Encoding(None))}, {"kind": b"odd"})
+    items = {"tree": pytree_item(tree, Encoding(None)), "note": json_item({"n": 1}), "key": key}
+    return Contents(items, {"by": "hand"}, {"beside": b"it"})
+
+
+def test_several_processes_save_several_items(new_place: NewPlace) -> None:
+    place = new_place(MemoryStorage())
+    all_do(in_memory(place), lambda process: BegunSave(place, items_of(TREE), processes=process).write())
+    assert restore_place(place, item="note") == {"n": 1}
+    for found in (restore_place(place, item="tree"), restore_place(child(place, "key/deep"))):
+        assert (found["x"].tolist(), found["text"]) == (TREE["x"].tolist(), "t")
+    assert read_file(place, "key/kind") == b"odd"
+    assert read_file(place, "beside") == b"it"
+
+
+def test_processes_that_save_different_items_are_all_told_so(new_place: NewPlace) -> None:
+    place = new_place(MemoryStorage())
+
+    def work(process: Any) -> None:
+        contents = items_of(TREE) if process.index else Contents({"tree": pytree_item(TREE)})
+        BegunSave(place, contents, processes=process)
+
+    for error in all_do(in_memory(place), work):
+        assert type(error) is StructureError
+        assert "process 0: tree; process 1: tree, key/deep" in str(error)
+
+
 @pytest.mark.parametrize("kind", [FaultyStorage, Bucket])
+@pytest.mark.parametrize("layout", ["direct", "items"])
 def test_a_save_whose_first_process_died_is_finished_or_discarded_by_hand(
-    kind: Any, new_place: NewPlace, monkeypatch: pytest.MonkeyPatch
+    kind: Any, layout: str, new_place: NewPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies when all have written, before it merges: so the cleaning up of its save does not happen either."""
     for end in (finish_save, discard_save):
@@ -326,8 +358,8 @@ def test_a_save_whose_first_process_died_is_finished_or_discarded_by_hand(
                 storage = kind(place.storage.inner)
                 storage.delete = lambda path: None  # nobody cleans up after a process that is gone
             where = replace(place, storage=storage)
-            custom = {"by": "hand"}
-            save_place(where, TREE, Encoding(None), processes=process, wait_timeout=1.0, custom_metadata=custom)
+            contents = direct(TREE, Encoding(None), {"by": "hand"}) if layout == "direct" else items_of(TREE)
+            BegunSave(where, contents, processes=process, wait_timeout=1.0).write()
 
         killed, *others = all_do(processes, work)
         assert type(killed) is Killed
@@ -338,6 +370,10 @@ def test_a_save_whose_first_process_died_is_finished_or_discarded_by_hand(
         if end is finish_save:
             found = restore_place(place)
             assert (found["x"].tolist(), found["text"]) == (TREE["x"].tolist(), "t")
+            if layout == "items":
+                assert restore_place(place, item="note") == {"n": 1}
+                assert restore_place(child(place, "key/deep"))["text"] == "t"
+                assert read_file(place, "tree/commit_success.txt") is not None
             assert Checkpoint._reopen(place, None, False).custom_metadata == {"by": "hand"}
         else:
             left = {item.path for item in place.storage.list(place.path, deep=True)}

@@ -15,10 +15,9 @@ from ocdbt_py.backends import LocalStorage, MemoryStorage
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.restore import restore_place
-from ocdbt_py.checkpoint.save import save_place
 from ocdbt_py.storage.location import Place, Settings
 from ocdbt_py.storage.protocol import Capabilities, Storage
-from tests.checkpoint.places import Bucket, NewPlace
+from tests.checkpoint.places import Bucket, NewPlace, save_at
 
 OPENING = {"list": 1, "read": 2}
 """The names in the directory; ``_METADATA`` and the manifest, each once."""
@@ -55,22 +54,22 @@ def opened(place: Place) -> Checkpoint:
 
 def test_a_save_of_small_leaves_takes_a_request_for_each_file(store: Store, new_place: NewPlace) -> None:
     place = new_place(store)
-    calls = asked(store, lambda: save_place(place, leaves(5000), Encoding(None)))
+    calls = asked(store, lambda: save_at(place, leaves(5000)))
     # claim, manifest, checksums, _METADATA, commit time, marker; 20 MB of values and the tree
     assert calls == {"list": 2, "write": 6, "put": 2, "sync": 1}
 
 
 def test_an_overwrite_asks_for_no_more_than_the_exchange_takes(store: Store, new_place: NewPlace) -> None:
     place = new_place(store)
-    save_place(place, {**leaves(3), "text": "a"}, Encoding(None))
-    calls = asked(store, lambda: save_place(place, leaves(4), Encoding(None), overwrite=True))
+    save_at(place, {**leaves(3), "text": "a"})
+    calls = asked(store, lambda: save_at(place, leaves(4), overwrite=True))
     # the marker, the old strings, the old data
     assert calls == {"list": 2, "write": 6, "put": 1, "sync": 1, "delete": 3}
 
 
 def test_small_leaves_are_restored_by_one_call(store: Store, new_place: NewPlace) -> None:
     place = new_place(store)
-    save_place(place, leaves(5000), Encoding(None))
+    save_at(place, leaves(5000))
     calls = asked(store, lambda: restore_place(place))
     assert calls == {**OPENING, "read_many": 1, "read_many_into": 1}  # the tree; the values
     data = sum(count for path, count in store.bytes_read.items() if "/d/" in path)
@@ -79,7 +78,7 @@ def test_small_leaves_are_restored_by_one_call(store: Store, new_place: NewPlace
 
 def test_one_leaf_of_many_costs_the_tree_and_its_own_bytes(store: Store, new_place: NewPlace) -> None:
     place = new_place(store)
-    save_place(place, leaves(50_000), Encoding(None))
+    save_at(place, leaves(50_000))
     found = []
     calls = asked(store, lambda: found.append(opened(place)))
     assert calls == OPENING
@@ -94,7 +93,7 @@ def test_one_leaf_of_many_costs_the_tree_and_its_own_bytes(store: Store, new_pla
 def test_a_slice_of_a_large_leaf_reads_the_ranges_it_needs_at_once(store: Store, new_place: NewPlace) -> None:
     place = new_place(store)
     array = np.arange(1 << 20, dtype=np.float32).reshape(16, 64, 1024)
-    save_place(place, {"w": array}, Encoding(None))
+    save_at(place, {"w": array})
     checkpoint = opened(place)
     lazy = checkpoint["w"]
     for index, ranges, elements in (
@@ -136,7 +135,7 @@ def test_a_large_leaf_takes_little_memory_beside_itself(
             tracemalloc.stop()
 
     try:
-        _, peak = traced(lambda: save_place(place, {"w": array}, Encoding(compression, chunk_bytes)))
+        _, peak = traced(lambda: save_at(place, {"w": array}, Encoding(compression, chunk_bytes)))
         assert peak < 64 << 20
         tree, peak = traced(lambda: restore_place(place))
         assert peak < array.nbytes + (64 << 20) + (4 << 20)

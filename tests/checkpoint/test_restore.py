@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from ocdbt_py.backends import MemoryStorage
-from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.restore import restore, restore_place
-from ocdbt_py.checkpoint.save import save, save_place
+from ocdbt_py.checkpoint.save import save
 from ocdbt_py.database import open as open_database
 from ocdbt_py.errors import (
     CorruptDataError,
@@ -32,7 +31,7 @@ from ocdbt_py.errors import (
     UnsupportedError,
 )
 from ocdbt_py.testing.faulty import FaultyStorage
-from tests.checkpoint.places import NewPlace
+from tests.checkpoint.places import NewPlace, save_at
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +129,7 @@ def test_only_selected_leaves_are_returned(select: Any, expected: Any, url: Path
 def test_what_is_not_selected_is_not_read(new_place: NewPlace) -> None:
     storage = FaultyStorage(MemoryStorage())
     place = new_place(storage)
-    save_place(place, TREE, Encoding(None))
+    save_at(place, TREE)
     storage.bytes_read.clear()
     reads: list[Callable[[], Any]] = [
         lambda: restore_place(place, select="step"),

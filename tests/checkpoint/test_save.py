@@ -10,9 +10,8 @@ import pytest
 
 from ocdbt_py.backends import MemoryStorage
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
-from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.restore import restore
-from ocdbt_py.checkpoint.save import save, save_place
+from ocdbt_py.checkpoint.save import save
 from ocdbt_py.database import open as open_database
 from ocdbt_py.errors import (
     AlreadyExistsError,
@@ -22,7 +21,7 @@ from ocdbt_py.errors import (
     UnsupportedError,
 )
 from ocdbt_py.testing.faulty import FaultyStorage
-from tests.checkpoint.places import NewPlace
+from tests.checkpoint.places import NewPlace, save_at
 
 
 class Pair(NamedTuple):
@@ -219,7 +218,7 @@ def test_the_number_of_storage_operations_does_not_grow_with_the_leaves(new_plac
     counts = []
     for leaves in (10, 1000):
         storage = FaultyStorage(MemoryStorage())
-        save_place(new_place(storage), {f"x{i}": np.zeros(300) for i in range(leaves)}, Encoding(None))
+        save_at(new_place(storage), {f"x{i}": np.zeros(300) for i in range(leaves)})
         counts.append(storage.operations)
     assert counts[0] == counts[1]
 

@@ -11,11 +11,12 @@ import pytest
 
 from ocdbt_py.backends import MemoryStorage
 from ocdbt_py.checkpoint.checksums import CHECKSUMS
+from ocdbt_py.checkpoint.contents import Contents, Item, Tree, json_item, pytree_item
 from ocdbt_py.checkpoint.encoding import Encoding
-from ocdbt_py.checkpoint.layout import child, read_file, replaced_path, temporary_path
+from ocdbt_py.checkpoint.layout import child, identify, read_file, replaced_path, temporary_path
 from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, COMMIT_MARKER, STRINGS
 from ocdbt_py.checkpoint.restore import restore_place
-from ocdbt_py.checkpoint.save import save_place
+from ocdbt_py.checkpoint.save import BegunSave
 from ocdbt_py.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -27,29 +28,40 @@ from ocdbt_py.errors import (
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Capabilities
 from ocdbt_py.testing.faulty import Crash, FaultyStorage
-from tests.checkpoint.places import Bucket, NewPlace
+from tests.checkpoint.places import Bucket, NewPlace, save_at
 
 OLD = {"x": np.arange(2000.0), "old": "text", "z": {}}
 NEW = {"w": np.arange(2500.0), "x": np.arange(3000.0) + 1, "y": [1, 2.5], "z": None}
 Outcome = Literal["old", "new", "none", "unfinished"]
 STORAGES = pytest.mark.parametrize("kind", [FaultyStorage, Bucket])
+LAYOUTS = pytest.mark.parametrize("layout", ["direct", "items"])
 FAULTS = pytest.mark.parametrize("fault", ["crash", "fail", "ambiguous", "conflict"])
 
 
-def store(place: Place, tree: Any, *, overwrite: bool = False) -> None:
-    save_place(place, tree, Encoding(None), overwrite=overwrite)
+def store(place: Place, tree: Any, layout: str = "direct", *, overwrite: bool = False) -> None:
+    if layout == "direct":
+        save_at(place, tree, overwrite=overwrite)
+        return
+    items = {"tree": pytree_item(tree, Encoding(None)), "note": json_item("old" in tree)}
+    if "old" in tree:
+        items["gone"] = Item(None, {"below": Tree(OLD, Encoding(None))})
+    BegunSave(place, Contents(items), overwrite=overwrite).write()
 
 
-def outcome(place: Place) -> Outcome:
+def outcome(place: Place, layout: str = "direct") -> Outcome:
     """What a reader finds; anything but one of the two trees, whole, fails."""
     try:
-        tree = restore_place(place)
+        tree = restore_place(place, item=None if layout == "direct" else "tree")
     except UncommittedError:
         return "unfinished"
     except NotFoundError:
         return "none"
     name: Outcome = "old" if "old" in tree else "new"
     np.testing.assert_equal(tree, OLD if name == "old" else NEW)
+    if layout == "items":
+        assert restore_place(place, item="note") is (name == "old")
+        assert set(identify(place).items) == {"tree", "note"} | ({"gone"} if name == "old" else set())
+        place = child(place, "tree")
     assert (read_file(place, STRINGS) is None) == (name == "new")  # which would be the other checkpoint's
     return name
 
@@ -60,7 +72,7 @@ def files_beside(place: Place) -> list[str]:
     return [item.path for item in place.storage.list(above, deep=True) if not item.path.startswith(place.path + "/")]
 
 
-def faulty_saves(kind: type[FaultyStorage], fault: Any, new_place: NewPlace, *, overwrite: bool) -> Any:
+def faulty_saves(kind: type[FaultyStorage], fault: Any, layout: str, new_place: NewPlace, *, overwrite: bool) -> Any:
     """For each step of a save: (number, the faulty storage, a place of it where the save went wrong)."""
     at = 0
     while True:
@@ -68,11 +80,11 @@ def faulty_saves(kind: type[FaultyStorage], fault: Any, new_place: NewPlace, *, 
         storage = kind(MemoryStorage())
         place = new_place(storage)
         if overwrite:
-            store(place, OLD)
+            store(place, OLD, layout)
         storage.steps, storage.at, storage.fault = 0, at, fault
         raised = False
         try:
-            store(place, NEW, overwrite=overwrite)
+            store(place, NEW, layout, overwrite=overwrite)
         except (Crash, StorageError):
             raised = True
         if storage.steps < at:
@@ -82,48 +94,51 @@ def faulty_saves(kind: type[FaultyStorage], fault: Any, new_place: NewPlace, *, 
 
 
 @STORAGES
+@LAYOUTS
 @FAULTS
 def test_a_first_save_that_goes_wrong_leaves_all_or_nothing(
-    kind: type[FaultyStorage], fault: Any, new_place: NewPlace
+    kind: type[FaultyStorage], layout: str, fault: Any, new_place: NewPlace
 ) -> None:
     seen = set()
-    for raised, storage, place in faulty_saves(kind, fault, new_place, overwrite=False):
+    for raised, storage, place in faulty_saves(kind, fault, layout, new_place, overwrite=False):
         storage.lose_unsynced()
-        found = outcome(place)
+        found = outcome(place, layout)
         seen.add(found)
         assert raised or found == "new"
         if fault == "fail":
             assert raised
             assert found == "none"
             assert [item.path for item in place.storage.list(place.path)] == []
-        store(place, NEW, overwrite=(found != "none" and kind is Bucket) or found == "new")
-        assert outcome(place) == "new"
+        store(place, NEW, layout, overwrite=(found != "none" and kind is Bucket) or found == "new")
+        assert outcome(place, layout) == "new"
         assert files_beside(place) == []
     assert "old" not in seen
 
 
 @STORAGES
+@LAYOUTS
 @FAULTS
 def test_an_overwrite_that_goes_wrong_never_loses_the_old_checkpoint_before_the_new_is_complete(
-    kind: type[FaultyStorage], fault: Any, new_place: NewPlace
+    kind: type[FaultyStorage], layout: str, fault: Any, new_place: NewPlace
 ) -> None:
     seen = set()
-    for raised, storage, place in faulty_saves(kind, fault, new_place, overwrite=True):
+    for raised, storage, place in faulty_saves(kind, fault, layout, new_place, overwrite=True):
         storage.lose_unsynced()
-        found = outcome(place)
+        found = outcome(place, layout)
         seen.add(found)
         if found == "unfinished" and kind is FaultyStorage:
             with pytest.raises(UncommittedError, match=r"old one is whole: rename .*-replaced"):
                 restore_place(place)
             beside = replace(place, path=replaced_path(place.path))
-            np.testing.assert_equal(restore_place(beside, allow_uncommitted=True), OLD)
+            item = None if layout == "direct" else "tree"
+            np.testing.assert_equal(restore_place(beside, item=item, allow_uncommitted=True), OLD)
         assert found != "none"
         assert found == "new" or raised
         if fault == "fail":
             assert found in ("old", "new") or kind is Bucket
             assert files_beside(place) == [] or found == "new"
-        store(place, NEW, overwrite=True)
-        assert outcome(place) == "new"
+        store(place, NEW, layout, overwrite=True)
+        assert outcome(place, layout) == "new"
         assert files_beside(place) == []
     assert {"old", "new"} <= seen
 
@@ -266,7 +281,7 @@ def test_an_error_of_the_caller_s_own_leaves_nothing_behind(new_place: NewPlace)
     for kind in (FaultyStorage, Bucket):
         place = new_place(kind(MemoryStorage()))
         with suppress(Stop):
-            save_place(place, NEW, Encoding(None), progress=Progress())
+            save_at(place, NEW, progress=Progress())
         assert outcome(place) == "none"
         assert [item.path for item in place.storage.list(place.path)] == []
 
@@ -288,7 +303,7 @@ def test_a_save_that_fails_where_nothing_is_renamed_removes_only_what_it_wrote(n
             store(place, OLD)
         before = {item.path for item in place.storage.list(place.path, deep=True)}
         with suppress(InterruptedError):
-            save_place(place, NEW, Encoding(None), overwrite=overwrite, progress=Interrupted(place))
+            save_at(place, NEW, overwrite=overwrite, progress=Interrupted(place))
         after = {item.path for item in place.storage.list(place.path, deep=True)}
         assert after == {*before, f"{place.path}/d/theirs"}
 
@@ -309,7 +324,7 @@ def test_of_two_first_saves_to_a_bucket_at_once_one_is_refused_and_the_other_not
 
 def test_an_item_that_is_being_replaced_in_a_finished_step_is_unfinished(new_place: NewPlace) -> None:
     found = set()
-    for _, storage, step in faulty_saves(Bucket, "crash", new_place, overwrite=False):
+    for _, storage, step in faulty_saves(Bucket, "crash", "direct", new_place, overwrite=False):
         inner = Bucket(storage.inner)
         item = replace(step, path=f"{step.path}-step/default", storage=inner)
         store(item, OLD)
