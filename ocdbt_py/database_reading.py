@@ -119,6 +119,15 @@ class Readable(Mapping[bytes, bytes]):
 
     # --- many keys
 
+    def find(self, keys: Sequence[Key]) -> list[Found]:
+        """What stands at each key, all of one version: an inline value, or where an out-of-line one lies, or None."""
+        return self._find([self._full(key) for key in keys])
+
+    def fill(self, fillings: Sequence[tuple[Key, Location, memoryview]]) -> None:
+        """Read what lies at each location into the buffer of that length; the key is for errors."""
+        with _naming((key, location, location.length) for key, location, _ in fillings):
+            self._fill([(location, 0, buffer) for _, location, buffer in fillings])
+
     @overload
     def read_many(self, requests: Iterable[Request]) -> list[bytes]: ...
     @overload

@@ -83,13 +83,14 @@ class _Work:
     def _run(self, begun: BegunSave) -> None:
         self._thread = threading.current_thread()
         error = None
+        then, self._then = self._then, None  # it may know who holds the handle, and we outlive that
         try:
             begun.write()
-            if self._then is not None:
-                self._then()
+            if then is not None:
+                then()
         except BaseException as caught:
             error = caught
-        del begun
+        del begun, then
         _let_go_of_copies(error)
         self.release()
         with self._lock:
@@ -145,6 +146,10 @@ class AsyncSave:
     def done(self) -> bool:
         """Whether it has ended, well or not."""
         return self._work.finished.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, without asking what came of it. False after ``timeout`` seconds."""
+        return self._work.finished.wait(timeout)
 
     def result(self, timeout: float | None = None) -> None:
         """Wait until the checkpoint is there. Raises what the save raised.

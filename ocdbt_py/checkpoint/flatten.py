@@ -77,8 +77,8 @@ class Flat(Generic[T]):
         return made[0]
 
 
-def flatten(tree: Any) -> Flat[Any]:
-    """Take a pytree apart, in JAX's order. None and empty containers are leaves.
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Flat[Any]:
+    """Take a pytree apart, in JAX's order. None and empty containers are leaves, and so is what ``is_leaf`` says.
 
     Raises :class:`InvalidArgumentError` where dict keys cannot be sorted or a tree contains itself.
     """
@@ -89,7 +89,7 @@ def flatten(tree: Any) -> Flat[Any]:
     keys = _Keys()
     while pending:
         path, value = pending.pop()
-        opened = _open(value, keys)
+        opened = None if is_leaf is not None and is_leaf(value) else _open(value, keys)
         if opened is None:
             paths.append(path)
             leaves.append(value)

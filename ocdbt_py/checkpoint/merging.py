@@ -84,5 +84,5 @@ def _add(database: NewDatabase, place: Place, name: str) -> int:
             file = at.file.encode("utf-8", "surrogateescape")
             database.refer(entry.key, Location(DataFileId(base, file), at.offset, at.length))
     for key, value in zip(inline, part.read_many(inline), strict=True):
-        database.put(key, value)
+        database.put_document(key, value)
     return count

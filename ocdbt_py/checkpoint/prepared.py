@@ -8,6 +8,7 @@ compressed, the first process decides that holds some of it.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,10 +46,18 @@ from ocdbt_py.checkpoint.shards import Block, Sharded
 from ocdbt_py.errors import OcdbtError, StructureError, UnsupportedError
 from ocdbt_py.storage.protocol import Buffer
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Origin", "Prepared", "prepare"]
 
 _WORTH_ASKING = 64 << 10
 _SHOWN = 5
+
+
+class Origin(enum.Enum):
+    """What a value is that goes into the database."""
+
+    DOCUMENT = "the description of an array"
+    ENCODED = "a chunk, in memory of its own"
+    ARRAY = "a chunk, in the array's own memory"
 
 
 class _Array(NamedTuple):
@@ -182,16 +191,15 @@ class Prepared:
 
     def pieces(
         self, progress: Any = None, max_memory: int = MAX_MEMORY
-    ) -> Iterator[tuple[bytes, Buffer | Pieces, bool]]:
-        """Keys and values that this process writes, encoded as they are asked for, each with whether it is the array's
-        own memory."""
+    ) -> Iterator[tuple[bytes, Buffer | Pieces, Origin]]:
+        """Keys and values that this process writes, encoded as they are asked for."""
         encoder = Encoder(max_memory * 3 // 8)
         documents: dict[int, bytes] = {}  # of each spec; arrays alike share one
         for name, array, spec, _, _ in self._mine():
             assert spec is not None
             if isinstance(array, Sharded):
                 if self.index == 0:
-                    yield array_key(name, spec.metadata_key), encode_metadata(spec), False
+                    yield array_key(name, spec.metadata_key), encode_metadata(spec), Origin.DOCUMENT
                 for block in array.blocks:
                     yield from _block(name, block, spec, encoder)
             elif spec.chunks == spec.shape:  # nearly all arrays: one chunk, and no detours on the way to it
@@ -199,11 +207,11 @@ class Prepared:
                 if document is None:
                     document = documents[id(spec)] = encode_metadata(spec)
                 first = (0,) * spec.ndim
-                yield array_key(name, spec.metadata_key), document, False
+                yield array_key(name, spec.metadata_key), document, Origin.DOCUMENT
                 chunk = encode_large_chunk(array, spec, first, encoder)
-                yield array_key(name, spec.chunk_key(first)), chunk, _is_borrowed(chunk, array)
+                yield array_key(name, spec.chunk_key(first)), chunk, _origin(chunk, array)
             else:
-                yield array_key(name, spec.metadata_key), encode_metadata(spec), False
+                yield array_key(name, spec.metadata_key), encode_metadata(spec), Origin.DOCUMENT
                 yield from _block(name, Block((0,) * spec.ndim, array), spec, encoder)
             if progress is not None:
                 progress.relative_update(array.nbytes)
@@ -266,20 +274,24 @@ def _line(name: str, leaf: StoredLeaf) -> str:
     )
 
 
-def _block(name: str, block: Block, spec: ArraySpec, encoder: Encoder) -> Iterator[tuple[bytes, Buffer | Pieces, bool]]:
+def _block(
+    name: str, block: Block, spec: ArraySpec, encoder: Encoder
+) -> Iterator[tuple[bytes, Buffer | Pieces, Origin]]:
     """The chunks of one block, which begins on a whole chunk."""
     first = [start // size for start, size in zip(block.start, spec.key_shape, strict=True)]
     grid = [-(-extent // size) for extent, size in zip(block.array.shape, spec.key_shape, strict=True)]
     for index in np.ndindex(*grid):
         value = encode_large_chunk(block.array, spec, index, encoder)
         key = array_key(name, spec.chunk_key([a + b for a, b in zip(first, index, strict=True)]))
-        yield key, value, _is_borrowed(value, block.array)
+        yield key, value, _origin(value, block.array)
 
 
 def _copy(array: NDArray[Any]) -> NDArray[Any]:
     return np.array(array, order="K", subok=False)
 
 
-def _is_borrowed(value: Buffer | Pieces, array: NDArray[Any]) -> bool:
-    """Whether a value lies in the array's memory; of short ones it is not worth asking."""
-    return isinstance(value, memoryview) and len(value) >= _WORTH_ASKING and np.may_share_memory(value, array)
+def _origin(value: Buffer | Pieces, array: NDArray[Any]) -> Origin:
+    """Whether a chunk lies in the array's memory; of short ones it is not worth asking."""
+    if isinstance(value, memoryview) and len(value) >= _WORTH_ASKING and np.may_share_memory(value, array):
+        return Origin.ARRAY
+    return Origin.ENCODED

@@ -31,7 +31,6 @@ from ocdbt_py.checkpoint.checksums import Verified
 from ocdbt_py.checkpoint.collecting import collector_paused
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
 from ocdbt_py.checkpoint.layout import Kind, Layout, read_file
-from ocdbt_py.checkpoint.mapping import map_arrays
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
 from ocdbt_py.checkpoint.metadata import (
     AGGREGATE,
@@ -47,10 +46,12 @@ from ocdbt_py.checkpoint.metadata import (
     look_up_string,
 )
 from ocdbt_py.checkpoint.names import leaf_names
+from ocdbt_py.checkpoint.placing import gather_arrays, map_arrays
 from ocdbt_py.checkpoint.random_keys import key_tree
 from ocdbt_py.checkpoint.views import Overlay
 from ocdbt_py.database_reading import Readable
 from ocdbt_py.errors import CorruptDataError, NotFoundError, OcdbtError, PathNotFoundError, UnsupportedError
+from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Buffer
 
@@ -238,18 +239,18 @@ class StoredTree:
 
     def _documents(self, keys: Sequence[bytes]) -> Sequence[Buffer | None]:
         """The values of these keys, none of which may be too large for what it is."""
-
-        def refuse(sizes: Sequence[int | None]) -> list[None]:
-            for key, size in zip(keys, sizes, strict=True):
-                if size is not None and size > _LARGEST_DOCUMENT:
-                    raise CorruptDataError(
-                        f"The array metadata {key!r} has {size} bytes, more than any array's",
-                        key=key,
-                        url=self.place.url,
-                    )
-            return [None] * len(keys)
-
-        return self._values.read_many_into(keys, refuse)
+        found: list[Any] = self._values.find(keys)
+        outside = [i for i, value in enumerate(found) if isinstance(value, Location)]
+        for i in outside:
+            if found[i].length > _LARGEST_DOCUMENT:
+                raise CorruptDataError(
+                    f"The array metadata {keys[i]!r} has {found[i].length} bytes, more than any array's",
+                    key=keys[i],
+                    url=self.place.url,
+                )
+        for i, data in zip(outside, self._values.read_many([keys[i] for i in outside], None), strict=True):
+            found[i] = data
+        return found
 
     def infos(self, indices: Iterable[int]) -> dict[int, ArrayInfo]:
         """What is known of those of these leaves that are arrays."""
@@ -308,17 +309,10 @@ class StoredTree:
         """These arrays, or parts of them; whole ones as memory maps where that is wanted and they are stored so."""
         progress = reading.progress
         whole = {i: spec for i, spec in specs.items() if i not in parts}
-        mappable = reading.mmap and self.place.storage.capabilities.map
+        seen = values.take if isinstance(values, Verified) else None
         arrays: dict[int, Any] = {}
-        if mappable:
-            seen = values.take if isinstance(values, Verified) else None
+        if reading.mmap and self.place.storage.capabilities.map:
             arrays |= map_arrays(self.place, self._values, self.names, whole, seen)
-        reads: dict[tuple[int, int | None], ArrayRead] = {
-            (i, None): ArrayRead(self.names[i], spec) for i, spec in whole.items() if i not in arrays
-        }
-        for i in parts.keys() & specs.keys():
-            arrays[i] = [None] * len(parts[i])
-            reads |= {(i, number): ArrayRead(self.names[i], specs[i], part) for number, part in enumerate(parts[i])}
         if progress is not None:
             size = sum(spec.nbytes for spec in whole.values())
             for i in parts.keys() & specs.keys():
@@ -326,8 +320,19 @@ class StoredTree:
                 size += sum(map(math.prod, shapes)) * specs[i].dtype.itemsize
             progress.set_size(size)
             progress.relative_update(sum(array.nbytes for i, array in arrays.items() if i not in parts))
-        found = read_arrays(values, reads.values(), missing=self.missing, budget=reading.budget)
-        for (i, at), array in zip(reads, found, strict=True):
+        left = {i: spec for i, spec in whole.items() if i not in arrays}
+        for found in gather_arrays(self._values, self.names, left, reading.budget, seen):
+            arrays |= found
+            if progress is not None:
+                progress.relative_update(sum(array.nbytes for array in found.values()))
+        reads: dict[tuple[int, int | None], ArrayRead] = {
+            (i, None): ArrayRead(self.names[i], spec) for i, spec in whole.items() if i not in arrays
+        }
+        for i in parts.keys() & specs.keys():
+            arrays[i] = [None] * len(parts[i])
+            reads |= {(i, number): ArrayRead(self.names[i], specs[i], part) for number, part in enumerate(parts[i])}
+        rest = read_arrays(values, reads.values(), missing=self.missing, budget=reading.budget)
+        for (i, at), array in zip(reads, rest, strict=True):
             if at is None:
                 arrays[i] = array
             else:

@@ -18,7 +18,7 @@ from ocdbt_py.checkpoint.contents import Tree
 from ocdbt_py.checkpoint.layout import child
 from ocdbt_py.checkpoint.merging import merge, part_name
 from ocdbt_py.checkpoint.new_database import NewDatabase
-from ocdbt_py.checkpoint.prepared import prepare
+from ocdbt_py.checkpoint.prepared import Origin, prepare
 from ocdbt_py.errors import StructureError
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.storage.location import Place
@@ -86,11 +86,13 @@ class TreeSave:
         place = self._place(staged)
         part = child(place, part_name(self._index)) if self._count > 1 else place
         self._database = database = NewDatabase(part.storage, part.path, checksums=checksums, max_memory=max_memory)
-        for key, value, borrowed in prepared.pieces(progress, max_memory):
+        for key, value, origin in prepared.pieces(progress, max_memory):
             if isinstance(value, Pieces):
                 database.put_pieces(key, value)
+            elif origin is Origin.DOCUMENT:
+                database.put_document(key, bytes(value))
             else:
-                database.put(key, value, borrowed=borrowed)
+                database.put(key, value, borrowed=origin is Origin.ARRAY)
         self._manifest = database.finish()
         if self._count > 1:
             for name, data in self._closing_files().items():

@@ -11,7 +11,7 @@ import enum
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.format.keys import MAX_KEY_LENGTH
 from ocdbt_py.storage.protocol import Buffer
+
+_BLOCK = 8192  # values; so many small ones stay in a processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,13 @@ class Mutations:
         self._values[checked_key(key)] = value
         self.deferred = self.deferred or isinstance(value, Deferred)
 
-    def update(self, values: Mapping[bytes, Value]) -> None:
-        checked_key(max(values, key=len, default=b""))
-        self._values.update(values)
+    def update(self, values: Mapping[bytes, Buffer]) -> None:
+        if max(map(len, values), default=0) > MAX_KEY_LENGTH:
+            checked_key(max(values, key=len))
+        if self._values:
+            self._values.update(values)
+        else:
+            self._values = dict(values)  # which takes a dictionary over as it is
 
     def delete(self, key: bytes) -> None:
         self._values[checked_key(key)] = None
@@ -176,6 +182,20 @@ class Staged:
         at = bisect_left(self.puts.keys, key)
         return self.puts.value(at) if at < len(self.puts.keys) and self.puts.keys[at] == key else None
 
+    def placed(self) -> dict[bytes, bytes | Location | None]:
+        """The keys in order, each with its value or where that lies, None if it is deleted."""
+        ranks = self.put_ranks.tolist()
+        return {
+            key: self.puts.value(rank) if rank < following else None
+            for key, rank, following in zip(self.keys, ranks, ranks[1:], strict=False)
+        }
+
+    def joined(
+        self, changes: Mapping[bytes, bytes | None], max_inline: int, prefix: str, data_files: DataFiles
+    ) -> Staged:
+        """The same with changes that come after them; values that are in their places stay there."""
+        return stage({**self.placed(), **changes}, self.ranges, max_inline, prefix, data_files)
+
     def span(self, start: bytes, stop: bytes | None, low: int = 0, high: int | None = None) -> tuple[int, int]:
         """The mutations of keys in ``[start, stop)``, searched between ``low`` and ``high``."""
         high = len(self.keys) if high is None else high
@@ -211,19 +231,23 @@ def stage(
     prefix: str,
     data_files: DataFiles,
 ) -> Staged:
-    keys = sorted(values)
-    found = [values[key] for key in keys]
-    if _are_short(found, max_inline):  # as in most commits, and without a step for each
-        sizes = np.fromiter(map(len, found), np.int64, len(found))
+    # By number: to look each value up by its key takes several times as long as the sorting.
+    names, found = list(values), list(values.values())
+    order = sorted(range(len(names)), key=names.__getitem__)
+    keys = list(map(names.__getitem__, order))
+    short = _short(found, order, max_inline)
+    if short is not None:  # as in most commits, and without a step for each
+        sizes, inline_bytes = short
         puts = LeafNode(
             keys=keys,
             lengths=sizes,
             file_ids=np.full(len(keys), INLINE, np.int64),
             offsets=np.cumsum(sizes) - sizes,
-            inline=b"".join(found),
+            inline=inline_bytes,
             files=(),
         )
         return Staged(keys=keys, put_ranks=np.arange(len(keys) + 1), puts=puts, ranges=list(ranges), values=values)
+    found = list(map(found.__getitem__, order))
     lengths: list[int] = []
     file_ids: list[int] = []
     offsets: list[int] = []
@@ -269,6 +293,20 @@ def stage(
     return Staged(keys=keys, put_ranks=put_ranks, puts=puts, ranges=list(ranges), values=values)
 
 
-def _are_short(values: Sequence[Value | None], max_inline: int) -> TypeGuard[Sequence[bytes]]:
-    """Whether all are ``bytes`` that stay inline."""
-    return set(map(type, values)) <= {bytes} and max(map(len, values), default=0) <= max_inline  # type: ignore[arg-type]
+def _short(values: Sequence[Any], order: Sequence[int], max_inline: int) -> tuple[NDArray[np.int64], bytes] | None:
+    """The lengths of the values and their bytes, in this order; None unless all are bytes that stay inline.
+
+    A block at a time: a value is fetched from memory once, not for each of the steps.
+    """
+    sizes = np.empty(len(order), np.int64)
+    pieces = []
+    try:
+        for start in range(0, len(order), _BLOCK):
+            block = list(map(values.__getitem__, order[start : start + _BLOCK]))
+            sizes[start : start + _BLOCK] = lengths = np.fromiter(map(len, block), np.int64, len(block))
+            if int(lengths.max()) > max_inline:
+                return None
+            pieces.append(b"".join(block))
+    except TypeError:  # something else than bytes
+        return None
+    return sizes, b"".join(pieces)

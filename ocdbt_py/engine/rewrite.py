@@ -172,12 +172,11 @@ class Rewriter:
         """Cut the entries into nodes, append these, and say where they lie. Only a lone node can be the root."""
         if not node.keys:
             return []
-        node = packed(node)
         shared = common_prefix_length(node.keys[0], node.keys[-1])
         minimum = LEAF_MINIMUM if isinstance(node, LeafNode) else INTERIOR_MINIMUM
         runs = split(decoded_sizes(node), shared, self._config.max_decoded_node_bytes, minimum)
         whole = len(runs) == 1
-        return [self._append(cut(node, *run), is_root=may_be_root and whole, is_whole=whole) for run in runs]
+        return [self._append(packed(cut(node, *run)), is_root=may_be_root and whole, is_whole=whole) for run in runs]
 
     def _append(self, node: BTreeNode, *, is_root: bool, is_whole: bool) -> Child:
         excluded = 0 if is_root else common_prefix_length(node.keys[0], node.keys[-1])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from ocdbt_py.engine.nodes import BTreeNode, Nodes
 from ocdbt_py.format.btree import InteriorNode, LeafNode
 from ocdbt_py.format.datafile import Location
-from ocdbt_py.format.key_column import cut_for, search
+from ocdbt_py.format.key_column import MANY_SEARCHES, search
 from ocdbt_py.format.versions import VersionEntry
 
 Found = bytes | Location | None
@@ -40,16 +40,16 @@ class Tree:
         root = self._root() if keys else None
         if root is None:
             return found
+        if isinstance(root, LeafNode):  # as in most trees; nothing is to be divided between nodes
+            return _look_up(root, keys)
         order = sorted(range(len(keys)), key=keys.__getitem__)
         pending: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(order))]
         while pending:
             node, upper, low, high = pending.pop()
             if isinstance(node, LeafNode):
-                entries = cut_for(high - low, node.keys)
-                for i in order[low:high]:
-                    at = search(entries, keys[i])
-                    if at < len(entries) and entries[at] == keys[i]:
-                        found[i] = node.value(at)
+                inside = order[low:high]
+                for i, value in zip(inside, _look_up(node, [keys[i] for i in inside]), strict=True):
+                    found[i] = value
                 continue
             while low < high:
                 key = keys[order[low]]
@@ -102,6 +102,20 @@ class Tree:
         if version.root is None:
             return None
         return self.nodes.btree(version.root, version.root_height, b"", b"", None)
+
+
+def _look_up(leaf: LeafNode, keys: Sequence[bytes]) -> list[Found]:
+    """The value of each key of a leaf."""
+    if len(keys) > 1 and len(keys) * MANY_SEARCHES > len(leaf.keys):
+        places = dict(zip(leaf.keys, range(len(leaf.keys)), strict=True))
+        found = [places.get(key) for key in keys]
+        values = iter(leaf.values([at for at in found if at is not None]))
+        return [None if at is None else next(values) for at in found]
+    answers: list[Found] = []
+    for key in keys:
+        at = search(leaf.keys, key)
+        answers.append(leaf.value(at) if at < len(leaf.keys) and leaf.keys[at] == key else None)
+    return answers
 
 
 def _children(node: BTreeNode, start: bytes, stop: bytes | None) -> Iterator[int]:

@@ -67,6 +67,19 @@ class LeafNode:
             return self.inline[offset : offset + length]
         return Location(self.files[file_id], offset, length)
 
+    def values(self, entries: Sequence[int]) -> list[bytes | Location]:
+        """The same of many entries."""
+        inline, files = self.inline, self.files
+        return [
+            inline[offset : offset + length] if file_id < 0 else Location(files[file_id], offset, length)
+            for file_id, offset, length in zip(
+                self.file_ids[entries].tolist(),
+                self.offsets[entries].tolist(),
+                self.lengths[entries].tolist(),
+                strict=True,
+            )
+        ]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InteriorNode:

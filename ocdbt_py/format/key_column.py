@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.datafile import common_prefix_length
 
-__all__ = ["LARGE", "LONG", "KeyColumn", "common_prefix_lengths", "cut_for", "key_lengths", "merge_keys", "search"]
+__all__ = ["LARGE", "LONG", "MANY_SEARCHES", "KeyColumn", "cut_for", "key_lengths", "merge_keys", "search", "taken_apart"]
 
 LARGE: Final = 512
 """Keys; so many are cut sooner than a column of them is checked."""
@@ -38,7 +38,8 @@ _FEW = 16  # keys; below it a loop is faster than NumPy
 _BLOCK = 4096  # keys compared at once, as rows of a matrix as wide as the longest of them
 _KEPT = 4096  # keys that a column keeps whole; a list of so many is copied in 10 us
 _WIDEST = 4096  # bytes; keys longer than this are compared one by one
-_MANY_SEARCHES: Final = 16  # among so many keys one search each, and a list of all keys is faster
+_NARROW = 96  # bytes; of keys not longer than this, suffixes are picked out of the matrix sooner than cut one by one
+MANY_SEARCHES: Final = 16  # among so many keys one search each, and a list of all keys is faster
 _SPLICED: Final = 8  # of so many keys at most one is new where a column is spliced, not made anew
 
 
@@ -65,14 +66,12 @@ class KeyColumn(Sequence[bytes]):
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> KeyColumn:
         """The column of these keys; ``InvalidArgumentError`` unless they are strictly increasing."""
-        if not all(map(operator.lt, keys, islice(keys, 1, None))):
-            raise _out_of_order()
-        shared = np.zeros(len(keys), np.int64)
-        shared[1:] = common_prefix_lengths(keys)
+        shared, lengths, suffixes = taken_apart(keys)
         starts = np.zeros(len(keys) + 1, np.int64)
-        np.cumsum(key_lengths(keys) - shared, out=starts[1:])
-        suffixes = b"".join([key[same:] for key, same in zip(keys, shared.tolist(), strict=True)])
-        return cls(shared, starts, suffixes, list(keys))
+        np.cumsum(lengths - shared, out=starts[1:])
+        column = cls(shared, starts, suffixes, list(keys) if len(keys) <= _KEPT else None)
+        column._last = keys[-1]
+        return column
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -234,7 +233,7 @@ def search(keys: Sequence[bytes], key: bytes) -> int:
 
 def cut_for(searches: int, keys: Sequence[bytes]) -> Sequence[bytes]:
     """``keys``, as a list if so many searches would cut most of them anyway."""
-    return list(keys) if searches * _MANY_SEARCHES > len(keys) else keys
+    return list(keys) if searches * MANY_SEARCHES > len(keys) else keys
 
 
 def key_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
@@ -242,35 +241,52 @@ def key_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
     return keys.lengths if isinstance(keys, KeyColumn) else np.fromiter(map(len, keys), np.int64, len(keys))
 
 
-def common_prefix_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
-    """How many bytes each key shares with the one before it; one less than there are keys.
+def taken_apart(keys: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes]:
+    """How many bytes each key shares with the one before it, the lengths of the keys, and all that is not shared.
 
-    >>> common_prefix_lengths([b"app", b"apple", b"b"]).tolist()
-    [3, 0]
+    ``InvalidArgumentError`` unless they are strictly increasing.
+
+    >>> taken_apart([b"app", b"apple", b"b"])
+    (array([0, 3, 0]), array([3, 5, 1]), b'appleb')
     """
-    if len(keys) < _FEW:
-        return np.array([common_prefix_length(a, b) for a, b in pairwise(keys)], np.int64)
-    shared = np.empty(len(keys) - 1, np.int64)
-    for start in range(0, len(shared), _BLOCK):
-        block = keys[start : start + _BLOCK + 1]
-        lengths = key_lengths(block)
-        width = -(-int(lengths.max()) // 8)
-        if width > _WIDEST // 8:
-            shared[start : start + _BLOCK] = [common_prefix_length(a, b) for a, b in pairwise(block)]
-            continue
-        # Keys as rows of little-endian words: the lowest set bit of an exclusive or is in the first byte that differs.
-        words = np.array(block, f"S{max(8, 8 * width)}").view("<u8").reshape(len(block), -1)
-        differences = words[1:] ^ words[:-1]
-        first = (differences != 0).argmax(axis=1)
-        difference = differences[np.arange(len(differences)), first]
-        lowest_bit = difference & (~difference + np.uint64(1))
-        byte = np.frexp(lowest_bit.astype(np.float64))[1] - 1 >> 3  # exact: powers of two; 0 gives -1
-        # Rows are padded with zeros, so a key may look like its own continuation with zeros: the lengths decide then.
-        equal_or_shorter = np.minimum(lengths[1:], lengths[:-1])
-        shared[start : start + _BLOCK] = np.where(
-            difference == 0, equal_or_shorter, np.minimum(8 * first + byte, equal_or_shorter)
-        )
-    return shared
+    shared, lengths = np.zeros(len(keys), np.int64), np.empty(len(keys), np.int64)
+    lengths[:1] = list(map(len, keys[:1]))
+    pieces = list(keys[:1])
+    for start in range(1, len(keys), _BLOCK):
+        block = keys[start - 1 : start + _BLOCK]
+        if not all(map(operator.lt, block, islice(block, 1, None))):
+            raise _out_of_order()
+        sizes = np.fromiter(map(len, block), np.int64, len(block))
+        lengths[start : start + _BLOCK] = sizes[1:]
+        width = -(-int(sizes.max()) // 8) * 8
+        if len(block) < _FEW or width > _WIDEST:
+            same = np.array([common_prefix_length(a, b) for a, b in pairwise(block)], np.int64)
+        else:
+            # Keys as rows of little-endian words, padded with zeros.
+            words = np.array(block, f"S{max(8, width)}").view("<u8").reshape(len(block), -1)
+            same = _shared_by_rows(words, sizes)
+        shared[start : start + _BLOCK] = same
+        if len(block) < _FEW or width > _NARROW:
+            pieces += [key[at:] for key, at in zip(block[1:], same.tolist(), strict=True)]
+        else:
+            places = np.arange(words.shape[1] * 8, dtype=np.uint8)
+            is_suffix = places >= same.astype(np.uint8)[:, np.newaxis]
+            is_suffix &= places < sizes[1:].astype(np.uint8)[:, np.newaxis]
+            pieces.append(words[1:].view(np.uint8)[is_suffix].tobytes())
+    return shared, lengths, b"".join(pieces)
+
+
+def _shared_by_rows(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many bytes each row but the first shares with the one before: the lowest set bit of an exclusive or is in the
+    first byte that differs."""
+    differences = words[1:] ^ words[:-1]
+    first = (differences != 0).argmax(axis=1)
+    difference = differences[np.arange(len(differences)), first]
+    lowest_bit = difference & (~difference + np.uint64(1))
+    byte = np.frexp(lowest_bit.astype(np.float64))[1] - 1 >> 3  # exact: powers of two; 0 gives -1
+    # Rows are padded with zeros, so a key may look like its own continuation with zeros: the lengths decide then.
+    equal_or_shorter = np.minimum(lengths[1:], lengths[:-1])
+    return np.where(difference == 0, equal_or_shorter, np.minimum(8 * first + byte, equal_or_shorter))
 
 
 def _out_of_order() -> InvalidArgumentError:

@@ -88,7 +88,7 @@ def test_every_kind_of_url_names_a_place(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_database_is_as_orbax_makes_it(tmp_path: Path) -> None:
-    save(tmp_path / "c", {"small": np.arange(128.0), "large": np.arange(129.0)}, compression=None)
+    save(tmp_path / "c", {"small": np.arange(32.0), "large": np.arange(33.0)}, compression=None)
     database = open_database(tmp_path / "c")
     assert [version.generation for version in database.versions()] == [1]
     config = database.config

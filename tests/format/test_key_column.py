@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format import key_column
 from ocdbt_py.format.datafile import common_prefix_length
-from ocdbt_py.format.key_column import KeyColumn, common_prefix_lengths, cut_for, key_lengths, merge_keys, search
+from ocdbt_py.format.key_column import KeyColumn, cut_for, key_lengths, merge_keys, search, taken_apart
 
 MANY = 5000  # keys, more than one block
 
@@ -152,7 +152,7 @@ def test_keys_merged_out_of_order_are_refused(order: list[int]) -> None:
             merge_keys(KeyColumn.of([b"a", b"b", b"c"]), [b"a", b"b"], np.array(order))
 
 
-# Shared prefixes
+# Taking apart
 
 
 @pytest.mark.parametrize(
@@ -163,23 +163,33 @@ def test_keys_merged_out_of_order_are_refused(order: list[int]) -> None:
         [b"a"],
         [b"", b"a", b"ab", b"b"],
         [b"%08d/.zarray" % number for number in range(MANY)],
-        [b"%d" % number for number in range(MANY)],
+        sorted(b"%d" % number for number in range(MANY)),
         [b"a" * length for length in range(300)],
         [b"\0" * length for length in range(300)],  # as rows padded with zeros, all alike
         [b"k" + b"\0" * length + b"\1" for length in reversed(range(40))],
+        [b"x" * 90 + b"%02d" % number + b"y" * (number % 12) for number in range(100)],  # about as wide as is narrow
         [b"\xff" * 8 + bytes([byte]) for byte in range(256)],
         [bytes([0x7F + number // 128]) * 20 + b"%03d" % number for number in range(200)],
         [b"a" * 65535, *(b"b%02d" % number for number in range(50)), b"c" * 65535],  # too wide for a matrix
-        [b"same"] * 20,
     ],
     ids=lambda keys: f"{len(keys)} keys",
 )
-def test_neighbours_share_what_they_share(keys: list[bytes]) -> None:
-    lengths = common_prefix_lengths(keys)
-    assert lengths.tolist() == [common_prefix_length(a, b) for a, b in pairwise(keys)]
+def test_keys_are_taken_apart_where_neighbours_differ(keys: list[bytes]) -> None:
+    shared, lengths, suffixes = taken_apart(keys)
+    assert shared.tolist() == [common_prefix_length(a, b) for a, b in pairwise([b"", *keys])]
+    assert lengths.tolist() == list(map(len, keys))
+    assert suffixes == b"".join([key[same:] for key, same in zip(keys, shared.tolist(), strict=True)])
 
 
-@given(st.lists(st.binary(max_size=20) | st.text("ab\0", max_size=20).map(str.encode), max_size=60))
-def test_neighbours_share_what_they_share_in_any_order(keys: list[bytes]) -> None:
-    lengths = common_prefix_lengths(keys)
-    assert lengths.tolist() == [common_prefix_length(a, b) for a, b in pairwise(keys)]
+@given(st.sets(st.binary(max_size=20) | st.text("ab\0", max_size=20).map(str.encode), max_size=60).map(sorted))
+def test_any_keys_are_taken_apart_where_neighbours_differ(keys: list[bytes]) -> None:
+    shared, _, suffixes = taken_apart(keys)
+    assert shared.tolist() == [common_prefix_length(a, b) for a, b in pairwise([b"", *keys])]
+    assert suffixes == b"".join([key[same:] for key, same in zip(keys, shared.tolist(), strict=True)])
+
+
+def test_the_one_key_that_is_out_of_order_is_found_wherever_it_is() -> None:
+    keys = [b"%08d" % number for number in range(MANY)]
+    for at in (1, 4095, 4096, 4097, MANY - 1):
+        with pytest.raises(InvalidArgumentError, match="strictly increasing"):
+            taken_apart([*keys[: at - 1], keys[at], keys[at - 1], *keys[at + 1 :]])
