@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from ocdbt_py.database import WriteOptions as WriteOptions
     from ocdbt_py.database import open as open
     from ocdbt_py.errors import *  # noqa: F403
+    from ocdbt_py.manager.manager import CheckpointManager as CheckpointManager
+    from ocdbt_py.manager.options import CheckpointManagerOptions as CheckpointManagerOptions
+    from ocdbt_py.manager.stopping import StopSignals as StopSignals
+    from ocdbt_py.manager.watching import checkpoints_iterator as checkpoints_iterator
+    from ocdbt_py.manager.watching import wait_for_new_checkpoint as wait_for_new_checkpoint
 
 _HOMES = {
     "care.check": ("Report", "check"),
@@ -60,6 +65,10 @@ _HOMES = {
         "UnsupportedError",
         "WaitTimeoutError",
     ),
+    "manager.manager": ("CheckpointManager",),
+    "manager.options": ("CheckpointManagerOptions",),
+    "manager.stopping": ("StopSignals",),
+    "manager.watching": ("checkpoints_iterator", "wait_for_new_checkpoint"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

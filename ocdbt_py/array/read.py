@@ -73,7 +73,7 @@ def read_arrays(
     group: list[Fetch] = []
     held = 0
     for array in begun(values, reads, missing):
-        lands = array.spec.is_raw and _lies_as_stored(array.spec)
+        lands = array.spec.is_raw and array.spec.lies_as_stored
         for fetch in array.fetches(values):
             cost = fetch.nbytes // (_LANDING_SHARE if lands and not fetch.is_shard else 1) + _REQUEST_COST
             if cost > budget and not fetch.is_shard and can_stream(array.spec.compressor, array.spec.checksums):
@@ -207,7 +207,7 @@ def _stream(values: Values, fetch: Fetch, at_once: int) -> None:
                 refuse_impossible(spec.compressor, data or b"", nbytes)
         target = array.part(span.target)
         stream = open_stream(spec.compressor, Source(values, fetch.request, size, at_once))
-        if target.nbytes == nbytes and target.flags.c_contiguous and _lies_as_stored(spec):
+        if target.nbytes == nbytes and target.flags.c_contiguous and spec.lies_as_stored:
             content = target.reshape(-1).view(np.uint8).data
             stream.fill(content)
             stream.end()
@@ -304,18 +304,13 @@ def _opened(fetch: Fetch, data: Buffer) -> Buffer | None:
 def _landing(fetch: Fetch, size: int | None) -> memoryview | None:
     """The memory of the array that holds the answer as it is stored, where there is such; sets the array's aside."""
     spec = fetch.array.spec
-    if size is None or not _is_plain(fetch) or not _lies_as_stored(spec):
+    if size is None or not _is_plain(fetch) or not spec.lies_as_stored:
         return None
     target = fetch.array.part(fetch.span.target)
     # As many bytes as are fetched, so all of these are wanted, and both are in C order.
     if target.nbytes != size or not target.flags.c_contiguous:
         return None
     return target.reshape(-1).view(np.uint8).data
-
-
-def _lies_as_stored(spec: ArraySpec) -> bool:
-    """Whether elements of a decoded chunk are those in memory, in C order."""
-    return spec.stored_dtype.isnative and (spec.order == "C" or spec.ndim <= 1) and low_bits(spec.dtype) is None
 
 
 def _check_elements(fetch: Fetch, stored: memoryview) -> None:
@@ -332,7 +327,7 @@ def _place(fetch: Fetch, data: Buffer, target: NDArray[Any], decoder: Decoder) -
     if spec.compressor is not None:
         inside = spec.checksums[0]
         size = span.stop + CHECKSUM_BYTES * inside
-        in_place = target.nbytes == size and target.flags.c_contiguous and _lies_as_stored(spec)
+        in_place = target.nbytes == size and target.flags.c_contiguous and spec.lies_as_stored
         decoded = target if in_place else allocate(array.name, (size,), np.dtype(np.uint8))
         content = decoded.reshape(-1).view(np.uint8).data
         try:

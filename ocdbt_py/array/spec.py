@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.array.codecs import Compressor
-from ocdbt_py.array.dtypes import ByteOrder, Scalar, dtype_from_name, dtype_name, scalar_of, stored_dtype
+from ocdbt_py.array.dtypes import ByteOrder, Scalar, dtype_from_name, dtype_name, low_bits, scalar_of, stored_dtype
 from ocdbt_py.array.sharding import AxisOrder, Sharding, axes_of
 from ocdbt_py.errors import InvalidArgumentError
 
@@ -151,6 +151,17 @@ class ArraySpec:
     def is_one_chunk(self) -> bool:
         """Whether the array is one chunk, and alone under its key."""
         return self.chunks == self.shape == self.key_shape
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes of its one chunk are the array's in memory, in C order. Booleans never are: a stored one
+        may be any byte, and NumPy trusts it to be 0 or 1."""
+        return self.is_raw and self.is_one_chunk and self.lies_as_stored and self.dtype.kind != "b"
+
+    @property
+    def lies_as_stored(self) -> bool:
+        """Whether the elements of a decoded chunk are those in memory, in C order."""
+        return self.stored_dtype.isnative and (self.order == "C" or self.ndim <= 1) and low_bits(self.dtype) is None
 
     @property
     def axes(self) -> tuple[int, ...]:

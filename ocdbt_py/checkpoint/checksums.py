@@ -33,7 +33,7 @@ from ocdbt_py.database_reading import Readable
 from ocdbt_py.engine.entries import ValueLocation
 from ocdbt_py.errors import CorruptDataError, UnsupportedError
 from ocdbt_py.format.checksum import crc32c
-from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.datafile import DataFileId, Location
 
 __all__ = [
     "CHECKSUMS",
@@ -136,6 +136,7 @@ class Checksummer:
 
     def __init__(self) -> None:
         self._table: dict[str, dict[int, tuple[int, int]]] = {}
+        self._files: dict[DataFileId, dict[int, tuple[int, int]]] = {}  # the same
         self._queue: SimpleQueue[tuple[Location, Buffer] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_aborted = False
@@ -149,8 +150,12 @@ class Checksummer:
 
     def note(self, location: Location, checksum: int) -> None:
         """The checksum of a value, which the caller computed."""
-        file = self._table.setdefault(location.file.path.decode("utf-8", "surrogateescape"), {})
-        file[location.offset] = location.length, checksum
+        file, offset, length = location
+        checksums = self._files.get(file)
+        if checksums is None:
+            name = file.path.decode("utf-8", "surrogateescape")
+            checksums = self._files[file] = self._table.setdefault(name, {})
+        checksums[offset] = length, checksum
 
     def finish(self) -> Table:
         """The checksums of all values, once they are computed."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdbt_py.array.dtypes import low_bits
 from ocdbt_py.array.sharding import only_chunk
 from ocdbt_py.array.spec import ArraySpec, array_key
 from ocdbt_py.database_reading import Readable
@@ -137,7 +136,7 @@ def _found(
     for i, spec in specs.items():
         answer = answers.get(id(spec))
         if answer is None:
-            answer = answers[id(spec)] = _is_plain(spec), spec.chunk_key((0,) * spec.ndim)
+            answer = answers[id(spec)] = spec.is_plain, spec.chunk_key((0,) * spec.ndim)
         if answer[0]:
             wanted.append((i, spec))
             keys.append(array_key(names[i], answer[1]))
@@ -190,15 +189,3 @@ def _map_file(place: Place, file: DataFileId, key: bytes) -> memoryview:
             key=key,
             url=place.url,
         ) from error
-
-
-def _is_plain(spec: ArraySpec) -> bool:
-    """Whether the bytes of its one chunk are those of the array."""
-    return (
-        spec.is_raw
-        and spec.is_one_chunk
-        and (spec.order == "C" or spec.ndim < 2)
-        and spec.byte_order == "<"
-        and spec.dtype.kind != "b"  # a stored byte may be anything, and NumPy trusts it to be 0 or 1
-        and low_bits(spec.dtype) is None
-    )

@@ -69,6 +69,22 @@ class _Array(NamedTuple):
     is_jax: bool
 
 
+class _Form(NamedTuple):
+    """What arrays alike, each of one chunk, have in common."""
+
+    document: bytes
+    document_file: str
+    chunk_file: str
+    first: tuple[int, ...]
+    is_plain: bool
+
+    @classmethod
+    def of(cls, spec: ArraySpec) -> _Form:
+        index = (0,) * spec.ndim
+        is_plain = spec.is_plain and spec.sharding is None
+        return cls(encode_metadata(spec), spec.metadata_key, spec.chunk_key(index), index, is_plain)
+
+
 @dataclass(slots=True)
 class Prepared:
     """A tree as it will be stored."""
@@ -194,7 +210,7 @@ class Prepared:
     ) -> Iterator[tuple[bytes, Buffer | Pieces, Origin]]:
         """Keys and values that this process writes, encoded as they are asked for."""
         encoder = Encoder(max_memory * 3 // 8)
-        documents: dict[int, bytes] = {}  # of each spec; arrays alike share one
+        forms: dict[int, _Form] = {}  # of each spec; arrays alike share one
         for name, array, spec, _, _ in self._mine():
             assert spec is not None
             if isinstance(array, Sharded):
@@ -203,13 +219,16 @@ class Prepared:
                 for block in array.blocks:
                     yield from _block(name, block, spec, encoder)
             elif spec.chunks == spec.shape:  # nearly all arrays: one chunk, and no detours on the way to it
-                document = documents.get(id(spec))
-                if document is None:
-                    document = documents[id(spec)] = encode_metadata(spec)
-                first = (0,) * spec.ndim
-                yield array_key(name, spec.metadata_key), document, Origin.DOCUMENT
-                chunk = encode_large_chunk(array, spec, first, encoder)
-                yield array_key(name, spec.chunk_key(first)), chunk, _origin(chunk, array)
+                form = forms.get(id(spec))
+                if form is None:
+                    form = forms[id(spec)] = _Form.of(spec)
+                yield array_key(name, form.document_file), form.document, Origin.DOCUMENT
+                chunk: Buffer | Pieces
+                if form.is_plain and array.flags.c_contiguous:
+                    chunk = array.reshape(-1).view(np.uint8).data
+                else:
+                    chunk = encode_large_chunk(array, spec, form.first, encoder)
+                yield array_key(name, form.chunk_file), chunk, _origin(chunk, array)
             else:
                 yield array_key(name, spec.metadata_key), encode_metadata(spec), Origin.DOCUMENT
                 yield from _block(name, Block((0,) * spec.ndim, array), spec, encoder)
