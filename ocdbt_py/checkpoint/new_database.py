@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ocdbt_py.checkpoint.checksums import Checksummer, encode_checksums
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
@@ -98,12 +98,18 @@ class NewDatabase:
         """Store a value that lies in a file below already."""
         self._mutations.put(key, location)
 
-    def finish(self) -> bytes:
-        """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written."""
+    def finish(self, meanwhile: Callable[[], None] | None = None) -> bytes:
+        """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written.
+
+        ``meanwhile`` is called when all files are on their way.
+        """
         options = self._options
         staged = self._mutations.stage(self._config.max_inline_value_bytes, options.value_data_prefix, self._files)
         prefix = options.btree_node_data_prefix
         root = Rewriter(self._nodes, self._config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
+        if meanwhile is not None:
+            self._files.drain()
+            meanwhile()
         self._files.flush()
         self.files = self._files.keep()
         if self._checksummer is not None:

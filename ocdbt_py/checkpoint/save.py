@@ -206,6 +206,8 @@ class BegunSave:
         Returns the paths, which process 0 has to know.
         """
         paths = []
+        # where requests take their time and run side by side, a process that is alone need not keep an order
+        is_alone = is_private and self._steps.count == 1 and staged.storage.capabilities.parallel > 1
         if self._progress is not None:
             self._progress.set_size(sum(tree.nbytes for tree in self._trees))
         if self._steps.count > 1 and is_private:
@@ -215,7 +217,11 @@ class BegunSave:
         try:
             for tree in self._trees:
                 paths += tree.write(
-                    staged, checksums=self._checksums, max_memory=self._max_memory, progress=self._progress
+                    staged,
+                    checksums=self._checksums,
+                    max_memory=self._max_memory,
+                    progress=self._progress,
+                    with_small_files=is_alone,
                 )
         except BaseException:
             for tree in self._trees:

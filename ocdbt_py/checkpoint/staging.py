@@ -56,7 +56,7 @@ from ocdbt_py.storage.background import each
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import ABSENT, ANY
 
-__all__ = ["Staging", "resume", "stage"]
+__all__ = ["Staging", "resume", "stage", "write_small"]
 
 _DATA = "d"
 """The directory of a database's data files."""
@@ -194,7 +194,7 @@ class _Renamed:
         data_files: Sequence[str],
         items: Sequence[str] = (),
     ) -> None:
-        _write_small(self.place, files)
+        write_small(self.place, files)
         _commit(self.place, checkpoint_metadata, self._final.url, items)
         storage, path = self._storage, self._final.path
         if not self._exists:
@@ -258,7 +258,7 @@ class _Marked:
         superseded.difference_update(data_files)
         small = {path for path in superseded if self._has_fixed_name(path) or self._is_beside(path, items)}
         self._written += (self._base + name for name in files)
-        _write_small(self.place, files)
+        write_small(self.place, files)
         self._delete(small)  # beside the new files, they would be taken for the new checkpoint's
         self._committing = True
         self._written += (f"{self._base}{item}/{COMMIT_MARKER}" for item in items)
@@ -315,7 +315,7 @@ class _Marked:
         each(self._storage.delete, paths, self._storage.capabilities.parallel)
 
 
-def _write_small(place: Place, files: Mapping[str, bytes]) -> None:
+def write_small(place: Place, files: Mapping[str, bytes]) -> None:
     """The files with fixed names, in no order."""
 
     def write(name: str) -> None:
@@ -326,6 +326,6 @@ def _write_small(place: Place, files: Mapping[str, bytes]) -> None:
 
 def _commit(place: Place, checkpoint_metadata: bytes, url: str, items: Sequence[str]) -> None:
     """The files that say that all the others are there: of each item, then of the checkpoint."""
-    _write_small(place, {f"{item}/{COMMIT_MARKER}": commit_text(f"{url}/{item}") for item in items})
+    write_small(place, {f"{item}/{COMMIT_MARKER}": commit_text(f"{url}/{item}") for item in items})
     for name, data in ((CHECKPOINT_METADATA, checkpoint_metadata), (COMMIT_MARKER, commit_text(url))):
         place.storage.write(f"{place.path}/{name}", [data])

@@ -19,6 +19,7 @@ from ocdbt_py.checkpoint.layout import child
 from ocdbt_py.checkpoint.merging import merge, part_name
 from ocdbt_py.checkpoint.new_database import NewDatabase
 from ocdbt_py.checkpoint.prepared import Origin, prepare
+from ocdbt_py.checkpoint.staging import write_small
 from ocdbt_py.errors import StructureError
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.storage.location import Place
@@ -35,6 +36,7 @@ class TreeSave:
         self._prepared = prepare(tree, index, count)
         self._database: NewDatabase | None = None
         self._manifest = b""
+        self._early: dict[str, bytes] = {}
 
     @property
     def nbytes(self) -> int:
@@ -78,8 +80,13 @@ class TreeSave:
         prepared = self._prepared
         return self._below(prepared.files() if self._index == 0 else prepared.array_metadatas())
 
-    def write(self, staged: Place, *, checksums: bool, max_memory: int, progress: Any) -> list[str]:
-        """Write the arrays, or this process's own of them; paths of the files."""
+    def write(
+        self, staged: Place, *, checksums: bool, max_memory: int, progress: Any, with_small_files: bool = False
+    ) -> list[str]:
+        """Write the arrays, or this process's own of them; paths of the files.
+
+        ``with_small_files``: those that are known go up beside the arrays, and not at publication.
+        """
         prepared = self._prepared
         if not prepared.arrays:
             return []
@@ -93,7 +100,12 @@ class TreeSave:
                 database.put_document(key, bytes(value))
             else:
                 database.put(key, value, borrowed=origin is Origin.ARRAY)
-        self._manifest = database.finish()
+
+        def meanwhile() -> None:
+            self._early = self.early_files()
+            write_small(staged, self._early)
+
+        self._manifest = database.finish(meanwhile if with_small_files else None)
         if self._count > 1:
             for name, data in self._closing_files().items():
                 path = f"{part.path}/{name}"
@@ -107,9 +119,10 @@ class TreeSave:
             self._database.abort()
 
     def publication(self, staged: Place) -> tuple[dict[str, bytes], Sequence[str]]:
-        """All small files, by path below the checkpoint's directory, and paths of data files written only now."""
+        """The small files that are not there yet, by path below the checkpoint's directory, and the paths of data files
+        written only now."""
         prepared = self._prepared
-        files = prepared.files()
+        files = {} if self._early else prepared.files()
         data_files: list[str] = []
         if prepared.arrays and self._count > 1:
             merged = merge(self._place(staged), map(part_name, range(self._count)), prepared.num_keys)

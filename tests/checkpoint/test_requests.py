@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from ocdbt_py.checkpoint.checkpoint import Checkpoint
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.restore import restore_place
 from ocdbt_py.storage.location import Place, Settings
-from ocdbt_py.storage.protocol import Capabilities, Storage
+from ocdbt_py.storage.protocol import ANY, Buffer, Capabilities, Condition, Storage, Token
 from tests.checkpoint.places import Bucket, NewPlace, save_at
 
 OPENING = {"list": 1, "read": 2}
@@ -57,6 +58,30 @@ def test_a_save_of_small_leaves_takes_a_request_for_each_file(store: Store, new_
     calls = asked(store, lambda: save_at(place, leaves(5000)))
     # claim, manifest, checksums, _METADATA, commit time, marker; 20 MB of values and the tree
     assert calls == {"list": 2, "write": 6, "put": 2, "sync": 1}
+
+
+class Reluctant(Store):
+    """Takes no data before the tree's metadata are there."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.is_described = threading.Event()
+
+    def put(self, path: str, buffers: Sequence[Buffer]) -> None:
+        assert self.is_described.wait(30), f"nothing but {path} goes up"
+        super().put(path, buffers)
+
+    def write(self, path: str, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
+        token = super().write(path, buffers, if_version)
+        if path.endswith("/_METADATA"):
+            self.is_described.set()
+        return token
+
+
+def test_what_describes_a_new_tree_goes_up_beside_its_values(new_place: NewPlace) -> None:
+    place = new_place(Reluctant(MemoryStorage()))
+    save_at(place, leaves(5000))
+    np.testing.assert_equal(restore_place(place)["leaf_00017"], np.full(1024, 17, np.float32))
 
 
 def test_an_overwrite_asks_for_no_more_than_the_exchange_takes(store: Store, new_place: NewPlace) -> None:
