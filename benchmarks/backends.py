@@ -163,6 +163,7 @@ def tensorstores(server: Server, url: str, tree: dict[str, Any]) -> dict[str, Ca
 
 def copying(server: Server, url: str, files: Path) -> dict[str, Callable[[], Any]]:
     import fsspec
+    from fsspec.asyn import AsyncFileSystem
 
     fs, path = fsspec.core.url_to_fs(url, **server.storage_options)
     back = files.parent / "copied back"
@@ -171,7 +172,20 @@ def copying(server: Server, url: str, files: Path) -> dict[str, Callable[[], Any
         shutil.rmtree(back, ignore_errors=True)
         fs.get(path, str(back), recursive=True)
 
-    return {"save": lambda: fs.put(str(files), path, recursive=True), "restore": get}
+    def put() -> None:
+        if isinstance(fs, AsyncFileSystem):
+            fs.put(str(files), path, recursive=True)
+            return
+        # not every other filesystem puts directories
+        below = [each.relative_to(files) for each in sorted(files.rglob("*"))]
+        for each in (Path(), *below):
+            if (files / each).is_dir():
+                fs.makedirs(f"{path}/{each}".removesuffix("/."), exist_ok=True)
+        for each in below:
+            if (files / each).is_file():
+                fs.put_file(str(files / each), f"{path}/{each}")
+
+    return {"save": put, "restore": get}
 
 
 def child(side: str, operation: str, workload: Workload, server: Server, url: str, files: Path) -> None:

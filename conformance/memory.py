@@ -77,5 +77,6 @@ def peaks(script: str, *arguments: object) -> list[int]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # nothing was left open either
     found: list[int] = json.loads(done.stdout)
     return found

@@ -15,7 +15,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 import ocdbt_py
-from conformance.servers.faulty_proxy import NO_FAULTS, Answer, HTTPProxy, Request
+from conformance.backends.recorder import Recorder
 from conformance.servers.server import Server
 from ocdbt_py.checkpoint.metadata import COMMIT_MARKER
 from ocdbt_py.errors import AlreadyExistsError, UncommittedError
@@ -163,28 +163,9 @@ def test_a_checkpoint_behind_a_static_http_server_is_read_there(http_server: Ser
 # --- requests, as an S3 server sees them
 
 
-class Witness(HTTPProxy):
-    """Sees every request and answer on their way."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(target, rates=NO_FAULTS)
-        self.seen: list[tuple[str, str, int]] = []
-
-    async def _pass_on(self, request: Request) -> Answer:
-        answer = await super()._pass_on(request)
-        moved = len(request.body) if request.applies else len(answer.whole) - answer.body_at
-        self.seen.append((request.method, request.target.partition("?")[0], moved))
-        return answer
-
-    def take(self) -> list[tuple[str, str, int]]:
-        """What was asked for since the last time: method, path, and bytes of the body that was moved."""
-        seen, self.seen = self.seen, []
-        return seen
-
-
 @pytest.fixture
-def watched(moto: Server) -> Iterator[tuple[Server, Witness]]:
-    with Witness(moto.endpoint) as witness:
+def watched(moto: Server) -> Iterator[tuple[Server, Recorder]]:
+    with Recorder(moto.endpoint) as witness:
         yield moto.at(witness.endpoint), witness
 
 
@@ -192,50 +173,50 @@ def of_data(seen: list[tuple[str, str, int]]) -> list[int]:
     return [moved for method, path, moved in seen if method == "GET" and "/d/" in path]
 
 
-def test_only_the_ranges_that_are_needed_are_read(watched: tuple[Server, Witness]) -> None:
+def test_only_the_ranges_that_are_needed_are_read(watched: tuple[Server, Recorder]) -> None:
     server, witness = watched
     url, options = server.url("checkpoint"), dict(server.storage_options)
     ocdbt_py.save(url, {"large": LARGE, "small": np.arange(100.0)}, compression=None, storage_options=options)
-    puts = [moved for method, _, moved in witness.take() if method == "PUT"]
+    puts = [moved for method, _, moved in witness.moved() if method == "PUT"]
     assert len(puts) == 7  # claim, data, manifest, checksums, _METADATA, commit time, marker
     assert LARGE.nbytes < sum(puts) < LARGE.nbytes + 20_000
 
     checkpoint = ocdbt_py.Checkpoint(url, storage_options=options)
-    seen = witness.take()
+    seen = witness.moved()
     assert len(seen) == 3  # names, _METADATA, manifest
     assert sum(moved for _, _, moved in seen) < 10_000
 
     large = checkpoint["large"]
-    witness.take()  # the tree
+    witness.moved()  # the tree
     for index, least, requests in (
         (np.s_[3], LARGE[3].nbytes, 1),
         (np.s_[20, 100:110], 10 * 4096, 1),
         (np.s_[::8, 0, :10], 3 * 40, 3),
     ):
         assert np.array_equal(large[index], LARGE[index])
-        data = of_data(witness.take())
+        data = of_data(witness.moved())
         assert len(data) == requests
         assert sum(data) == least
 
     found = ocdbt_py.restore(url, storage_options=options)
     assert np.array_equal(found["large"], LARGE)
-    seen = witness.take()
+    seen = witness.moved()
     assert len(seen) - len(of_data(seen)) == 3
     assert len(of_data(seen)) <= LARGE.nbytes // (4 << 20) + 2
     assert sum(of_data(seen)) < LARGE.nbytes + 20_000
 
 
-def test_many_small_leaves_take_few_requests(watched: tuple[Server, Witness]) -> None:
+def test_many_small_leaves_take_few_requests(watched: tuple[Server, Recorder]) -> None:
     server, witness = watched
     url, options = server.url("checkpoint"), dict(server.storage_options)
     leaves = {f"leaf_{i:04}": np.full(1024, i, np.float32) for i in range(2000)}
     ocdbt_py.save(url, leaves, compression=None, storage_options=options)
-    assert sum(method == "PUT" for method, _, _ in witness.take()) == 7
+    assert sum(method == "PUT" for method, _, _ in witness.moved()) == 7
     found = ocdbt_py.restore(url, storage_options=options)
     assert all(np.array_equal(found[name], value) for name, value in leaves.items())
-    seen = witness.take()
+    seen = witness.moved()
     assert len(seen) <= 3 + 1 + 2 + 1  # opening; the tree; 8 MB of values
     assert ocdbt_py.Checkpoint(url, storage_options=options)["leaf_1234"][7] == 1234
-    seen = witness.take()
+    seen = witness.moved()
     assert len(seen) == 5
     assert of_data(seen)[-1] == 4

@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from google.oauth2.credentials import Credentials
 from upath import UPath
 
 import ocdbt_py
+from conformance.backends.recorder import Recorder
 from conformance.memory import beside_the_data
-from conformance.servers.faulty_proxy import LOSE, NO_FAULTS, PASS, REFUSE, Answer, HTTPProxy, Request
+from conformance.servers.faulty_proxy import LOSE, PASS, REFUSE, Answer, Request
 from conformance.servers.kinds import FORBIDDEN, gcs_at
 from conformance.servers.server import Server
 from ocdbt_py.errors import (
@@ -51,35 +52,11 @@ MANY = bytes(range(256)) * (SINGLE_BYTES // 256) + b"and a remainder that no uni
 """Too much for one request."""
 
 
-class Witness(HTTPProxy):
-    """Sees every request and answer on their way, and does to them what a test said, one fault after another."""
-
-    def __init__(self, target: str, faults: Iterable[str] = ()) -> None:
-        super().__init__(target, rates=NO_FAULTS, rewrite=self.see)
-        self.faults = list(faults)
-        self.requests: list[Request] = []
-        self.answers: list[Answer] = []
-
-    def see(self, request: Request) -> Request:
-        self.requests.append(request)
-        return request
-
-    def choose(self) -> str:
-        return self.faults.pop(0) if self.faults else PASS
-
-    async def _pass_on(self, request: Request) -> Answer:
-        answer = await super()._pass_on(request)
-        self.answers.append(answer)
-        return answer
-
-    def forget(self) -> None:
-        self.requests.clear()
-        self.answers.clear()
-
-    def storage(self) -> GCSStorage:
-        found = resolve("gs://any", storage_options=gcs_at(self.endpoint).storage_options).storage
-        assert isinstance(found, GCSStorage)
-        return found
+def behind(proxy: Recorder) -> GCSStorage:
+    """All of whose requests come by the proxy."""
+    found = resolve("gs://any", storage_options=gcs_at(proxy.endpoint).storage_options).storage
+    assert isinstance(found, GCSStorage)
+    return found
 
 
 @pytest.fixture
@@ -88,8 +65,8 @@ def place(gcs_server: Server) -> Place:
 
 
 @pytest.fixture
-def witness(gcs_server: Server) -> Iterator[Witness]:
-    with Witness(gcs_server.endpoint) as proxy:
+def witness(gcs_server: Server) -> Iterator[Recorder]:
+    with Recorder(gcs_server.endpoint) as proxy:
         yield proxy
 
 
@@ -128,19 +105,19 @@ def test_a_token_is_the_generation_and_equal_bytes_have_another(place: Place, gc
     assert content(storage, path) == b"by gcsfs"
 
 
-def test_a_read_of_what_is_known_moves_no_body(place: Place, witness: Witness) -> None:
-    storage = witness.storage()
+def test_a_read_of_what_is_known_moves_no_body(place: Place, witness: Recorder) -> None:
+    storage = behind(witness)
     token = storage.write(f"{place.path}/f", [b"x" * 100_000])
-    witness.forget()
+    witness.take()
     assert storage.read(f"{place.path}/f", unless=token) is UNCHANGED
     assert [(answer.status, body_of(answer)) for answer in witness.answers] == [(304, b"")]
     assert "ifGenerationNotMatch" in witness.requests[0].target
 
 
-def test_bytes_and_token_come_from_one_request(place: Place, witness: Witness) -> None:
-    storage = witness.storage()
+def test_bytes_and_token_come_from_one_request(place: Place, witness: Recorder) -> None:
+    storage = behind(witness)
     token = storage.write(f"{place.path}/f", [b"0123456789"])
-    witness.forget()
+    witness.take()
     assert storage.read(f"{place.path}/f", 2, 5) == Read(b"234", token, 10)
     assert [body_of(answer) for answer in witness.answers] == [b"234"]
 
@@ -148,10 +125,12 @@ def test_bytes_and_token_come_from_one_request(place: Place, witness: Witness) -
 # --- answers that are lost
 
 
-def test_a_conditional_write_whose_answer_is_lost_is_ambiguous_and_not_repeated(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_a_conditional_write_whose_answer_is_lost_is_ambiguous_and_not_repeated(
+    place: Place, witness: Recorder
+) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     token = storage.write(path, [b"one"])
-    witness.forget()
+    witness.take()
     witness.faults = [LOSE]
     with pytest.raises(StorageError) as caught:
         storage.write(path, [b"two"], token)
@@ -160,8 +139,8 @@ def test_a_conditional_write_whose_answer_is_lost_is_ambiguous_and_not_repeated(
     assert content(storage, path) == b"two"
 
 
-def test_a_new_file_whose_answer_is_lost_is_known_again(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_a_new_file_whose_answer_is_lost_is_known_again(place: Place, witness: Recorder) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     witness.faults = [LOSE]
     storage.put(path, [b"new"])
     assert content(storage, path) == b"new"
@@ -169,8 +148,8 @@ def test_a_new_file_whose_answer_is_lost_is_known_again(place: Place, witness: W
         storage.put(path, [b"other"])
 
 
-def test_what_the_service_could_not_do_at_once_is_tried_again(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_what_the_service_could_not_do_at_once_is_tried_again(place: Place, witness: Recorder) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     witness.faults = [REFUSE, REFUSE]
     storage.write(path, [b"x"])
     witness.faults = [LOSE, REFUSE]
@@ -184,8 +163,8 @@ def test_what_the_service_could_not_do_at_once_is_tried_again(place: Place, witn
 # --- uploads in parts
 
 
-def test_a_large_file_goes_in_parts_each_sent_once(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_a_large_file_goes_in_parts_each_sent_once(place: Place, witness: Recorder) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     view = memoryview(MANY)
     storage.put(path, [view[:100], view[100 : 50 << 20], view[50 << 20 :]])
     assert sizes(witness.requests) == [0, *[PART_BYTES] * (len(MANY) // PART_BYTES), len(MANY) % PART_BYTES]
@@ -193,8 +172,8 @@ def test_a_large_file_goes_in_parts_each_sent_once(place: Place, witness: Witnes
 
 
 @pytest.mark.parametrize("lost", range(7))
-def test_an_upload_goes_on_where_an_answer_was_lost(place: Place, witness: Witness, lost: int) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_an_upload_goes_on_where_an_answer_was_lost(place: Place, witness: Recorder, lost: int) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     witness.faults = [*[PASS] * lost, LOSE]
     storage.put(path, [MANY])
     found = storage.read(path, 0, 1)
@@ -203,15 +182,15 @@ def test_an_upload_goes_on_where_an_answer_was_lost(place: Place, witness: Witne
     assert sum(sizes(witness.requests)) == len(MANY), "a part was sent again that had arrived"
 
 
-def test_an_upload_survives_refusals(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_an_upload_survives_refusals(place: Place, witness: Recorder) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     witness.faults = [REFUSE, PASS, PASS, REFUSE, REFUSE, PASS, PASS, PASS, PASS, REFUSE, REFUSE]
     storage.put(path, [MANY])
     assert storage.read_many([(path, 0, len(MANY))]) == [MANY]
 
 
-def test_an_upload_of_whole_parts_only_ends_with_an_empty_request(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_an_upload_of_whole_parts_only_ends_with_an_empty_request(place: Place, witness: Recorder) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     writer = storage.create(path)
     writer.write([MANY[:PART_BYTES]])
     writer.write([MANY[PART_BYTES : 2 * PART_BYTES]])
@@ -235,8 +214,8 @@ def test_an_upload_does_not_replace_what_came_before_its_end(place: Place) -> No
     assert content(storage, path) == b"faster"
 
 
-def test_an_aborted_upload_is_forgotten_by_the_service(place: Place, witness: Witness) -> None:
-    storage, path = witness.storage(), f"{place.path}/f"
+def test_an_aborted_upload_is_forgotten_by_the_service(place: Place, witness: Recorder) -> None:
+    storage, path = behind(witness), f"{place.path}/f"
     writer = storage.create(path)
     writer.write([MANY[: PART_BYTES + 5]])
     writer.abort()
@@ -384,14 +363,14 @@ class Tokens(google.auth.credentials.Credentials):
         self.token = "fetched-just-now"
 
 
-def test_a_token_is_fetched_when_it_is_needed_and_goes_with_the_request(place: Place, witness: Witness) -> None:
+def test_a_token_is_fetched_when_it_is_needed_and_goes_with_the_request(place: Place, witness: Recorder) -> None:
     fs = GCSFileSystem(token=Tokens(), endpoint_url=witness.endpoint, skip_instance_cache=True)
     storage, _ = GCSStorage.from_fs(fs, place.path, DEFAULT_SETTINGS)
     storage.write(f"{place.path}/f", [b"x"])
     assert ("authorization", "Bearer fetched-just-now") in witness.requests[0].headers
 
 
-def test_no_token_is_sent_to_a_plain_endpoint_unless_given(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_is_sent_to_a_plain_endpoint_unless_given(witness: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(**options: object) -> tuple[object, str]:
         return credentials("the-users-own"), "project"
 

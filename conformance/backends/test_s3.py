@@ -15,8 +15,9 @@ import tensorstore as ts
 from upath import UPath
 
 import ocdbt_py
+from conformance.backends.recorder import Recorder
 from conformance.memory import beside_the_data
-from conformance.servers.faulty_proxy import CUT, LOSE, NO_FAULTS, PASS, REFUSE, Answer, HTTPProxy, Request
+from conformance.servers.faulty_proxy import CUT, LOSE, PASS, REFUSE, Request
 from conformance.servers.kinds import s3_at
 from conformance.servers.launch import free_port
 from conformance.servers.server import Server
@@ -53,31 +54,10 @@ MANY = bytes(range(256)) * (PART >> 7) + b"and the last part"
 SECRET = "not-to-be-shown"
 
 
-class Witness(HTTPProxy):
-    """Sees every request and its answer on their way, and does to them what a test said, one fault after another."""
-
-    def __init__(self, target: str, refuse: Callable[[Request], int] = lambda request: 0) -> None:
-        super().__init__(target, rates=NO_FAULTS, rewrite=lambda request: refuse(request) or request)
-        self.faults: list[str] = []
-        self.seen: list[tuple[Request, Answer]] = []
-
-    def choose(self) -> str:
-        return self.faults.pop(0) if self.faults else PASS
-
-    async def _pass_on(self, request: Request) -> Answer:
-        answer = await super()._pass_on(request)
-        self.seen.append((request, answer))
-        return answer
-
-    def place(self) -> Place:
-        """A new one, all requests to which come by here."""
-        server = s3_at("witness", self.endpoint)
-        return resolve(server.url(), storage_options=server.storage_options)
-
-    def summary(self) -> list[tuple[str, int]]:
-        """Method and status of each request since the last call."""
-        seen, self.seen = self.seen, []
-        return [(request.method, answer.status) for request, answer in seen]
+def behind(proxy: Recorder) -> Place:
+    """A new place, all requests to which come by the proxy."""
+    server = s3_at("witness", proxy.endpoint)
+    return resolve(server.url(), storage_options=server.storage_options)
 
 
 @pytest.fixture(params=["seaweedfs", "moto"])
@@ -92,8 +72,8 @@ def place(server: Server) -> Place:
 
 
 @pytest.fixture
-def witness(server: Server) -> Iterator[Witness]:
-    with Witness(server.endpoint) as proxy:
+def witness(server: Server) -> Iterator[Recorder]:
+    with Recorder(server.endpoint) as proxy:
         yield proxy
 
 
@@ -148,13 +128,13 @@ def test_a_token_is_the_etag_and_conditions_are_met_or_not(place: Place, server:
         storage.write(path, [b"three"], second)
 
 
-def test_a_read_that_finds_nothing_new_moves_no_body(witness: Witness) -> None:
-    place = witness.place()
+def test_a_read_that_finds_nothing_new_moves_no_body(witness: Recorder) -> None:
+    place = behind(witness)
     storage, path = place.storage, f"{place.path}/manifest"
     token = storage.write(path, [CONTENT])
     witness.summary()
     assert storage.read(path, unless=token) is UNCHANGED
-    ((request, answer),) = witness.seen
+    ((request, answer),) = witness.passed
     assert (request.method, answer.status) == ("GET", 304)
     assert len(answer.whole) == answer.body_at
     witness.summary()
@@ -165,8 +145,8 @@ def test_a_read_that_finds_nothing_new_moves_no_body(witness: Witness) -> None:
     assert witness.summary() == [("PUT", 200), ("GET", 200)]
 
 
-def test_every_call_is_one_request(witness: Witness) -> None:
-    place = witness.place()
+def test_every_call_is_one_request(witness: Recorder) -> None:
+    place = behind(witness)
     storage, root = place.storage, place.path
     storage.put(f"{root}/f", [CONTENT])
     put(storage, f"{root}/g", CONTENT)
@@ -200,8 +180,8 @@ def test_an_old_botocore_that_would_drop_conditions_is_refused(place: Place, mon
 # --- answers that are lost, and servers that fail
 
 
-def test_a_new_file_is_there_once_although_answers_are_lost(witness: Witness) -> None:
-    place = witness.place()
+def test_a_new_file_is_there_once_although_answers_are_lost(witness: Recorder) -> None:
+    place = behind(witness)
     storage = place.storage
     storage.put(f"{place.path}/warm", [b"x"])
     for name, data in (("small", CONTENT), ("large", MANY[:PART])):
@@ -210,8 +190,8 @@ def test_a_new_file_is_there_once_although_answers_are_lost(witness: Witness) ->
         assert content(storage, f"{place.path}/{name}") == data
 
 
-def test_a_conditional_write_whose_answer_is_lost_is_never_acknowledged_falsely(witness: Witness) -> None:
-    place = witness.place()
+def test_a_conditional_write_whose_answer_is_lost_is_never_acknowledged_falsely(witness: Recorder) -> None:
+    place = behind(witness)
     storage, path = place.storage, f"{place.path}/manifest"
     token = storage.write(path, [b"zero"])
     for turn in range(4):
@@ -226,12 +206,12 @@ def test_a_conditional_write_whose_answer_is_lost_is_never_acknowledged_falsely(
         token = found.token
 
 
-def test_an_upload_is_completed_once_although_answers_are_lost(witness: Witness) -> None:
-    place = witness.place()
+def test_an_upload_is_completed_once_although_answers_are_lost(witness: Recorder) -> None:
+    place = behind(witness)
     witness.faults = [PASS, PASS, LOSE, REFUSE, PASS, PASS, PASS, PASS, LOSE, REFUSE]
     place.storage.put(f"{place.path}/f", [MANY])
     witness.faults = []
-    requests = [request for request, _ in witness.seen]
+    requests = [request for request, _ in witness.passed]
     assert sum(request.method == "POST" and "uploadId" in request.target for request in requests) >= 1
     assert content(place.storage, f"{place.path}/f") == MANY
     assert uploads_of(place) == []
@@ -240,16 +220,15 @@ def test_an_upload_is_completed_once_although_answers_are_lost(witness: Witness)
 def test_a_completion_whose_answer_is_lost_is_known_by_its_mark(server: Server) -> None:
     lost: list[str] = []
 
-    class Forgetful(Witness):
-        async def _pass_on(self, request: Request) -> Answer:
-            answer = await super()._pass_on(request)
-            if request.method == "POST" and "uploadId" in request.target and len(lost) < 2:
-                lost.append(request.target)
-                raise EOFError
-            return answer
+    def is_lost(request: Request) -> bool:
+        if request.method == "POST" and "uploadId" in request.target and len(lost) < 2:
+            lost.append(request.target)
+            return True
+        return False
 
-    with Forgetful(server.endpoint) as proxy:
-        place = proxy.place()
+    with Recorder(server.endpoint) as proxy:
+        proxy.lost = is_lost
+        place = behind(proxy)
         place.storage.put(f"{place.path}/f", [MANY])
         assert len(lost) == 2
         assert content(place.storage, f"{place.path}/f") == MANY
@@ -288,8 +267,8 @@ def uploads_of(place: Place) -> list[str]:
     return [item["Key"] for item in storage._run(uploads()).get("Uploads", []) if item["Key"].startswith(root)]
 
 
-def test_a_cut_answer_is_asked_for_again(witness: Witness) -> None:
-    place = witness.place()
+def test_a_cut_answer_is_asked_for_again(witness: Recorder) -> None:
+    place = behind(witness)
     place.storage.put(f"{place.path}/f", [CONTENT])
     witness.faults = [CUT, REFUSE, CUT]
     assert content(place.storage, f"{place.path}/f") == CONTENT
@@ -299,8 +278,8 @@ def test_a_cut_answer_is_asked_for_again(witness: Witness) -> None:
 
 @pytest.mark.parametrize("status", [400, 405, 501])
 def test_objects_are_deleted_singly_where_they_cannot_be_together(server: Server, status: int) -> None:
-    with Witness(server.endpoint, lambda request: status if "?delete" in request.target else 0) as proxy:
-        place = proxy.place()
+    with Recorder(server.endpoint, refused=lambda request: status if "?delete" in request.target else 0) as proxy:
+        place = behind(proxy)
         for n in range(15):
             place.storage.put(f"{place.path}/d/{n}", [b"x"])
         place.storage.put(f"{place.path}/e", [b"x"])
@@ -308,9 +287,9 @@ def test_objects_are_deleted_singly_where_they_cannot_be_together(server: Server
         assert [item.path for item in place.storage.list(f"{place.path}/", deep=True)] == [f"{place.path}/e"]
 
 
-def test_a_large_directory_is_listed_and_deleted_in_pages(witness: Witness) -> None:
+def test_a_large_directory_is_listed_and_deleted_in_pages(witness: Recorder) -> None:
     options = {**s3_at("", witness.endpoint).storage_options, "s3_additional_kwargs": {"MaxKeys": 7}}
-    place = resolve(witness.place().url, storage_options=options)
+    place = resolve(behind(witness).url, storage_options=options)
     names = [f"{place.path}/d/{n:02}" for n in range(20)]
     for name in names:
         place.storage.put(name, [])
@@ -396,8 +375,8 @@ def test_an_unreachable_server_is_named(seaweedfs: Server) -> None:
 
 def test_a_server_that_keeps_failing_is_given_up(seaweedfs: Server) -> None:
     for status, kind in ((500, "unavailable"), (429, "throttled"), (418, "storage")):
-        with Witness(seaweedfs.endpoint, partial(_always, status)) as proxy:
-            place = proxy.place()
+        with Recorder(seaweedfs.endpoint, refused=partial(_always, status)) as proxy:
+            place = behind(proxy)
             with pytest.raises(StorageError, match=rf"\({status}") as caught:
                 place.storage.read(f"{place.path}/f")
             assert caught.value.kind == kind
@@ -477,14 +456,14 @@ def test_a_users_filesystem_is_left_as_it_is(server: Server) -> None:
     assert not ours.fs.dircache.use_listings_cache
 
 
-def test_headers_that_options_ask_for_are_sent(witness: Witness) -> None:
+def test_headers_that_options_ask_for_are_sent(witness: Recorder) -> None:
     options = {**s3_at("", witness.endpoint).storage_options}
     options |= {"requester_pays": True, "s3_additional_kwargs": {"Metadata": {"owner": "us"}, "ContentType": "a/b"}}
-    place = resolve(witness.place().url, storage_options=options)
+    place = resolve(behind(witness).url, storage_options=options)
     place.storage.put(f"{place.path}/f", [b"x"])
     place.storage.put(f"{place.path}/g", [MANY])
     place.storage.read(f"{place.path}/f")
-    headers = [{name.lower(): value for name, value in request.headers} for request, _ in witness.seen]
+    headers = [{name.lower(): value for name, value in request.headers} for request, _ in witness.passed]
     assert all(found.get("x-amz-request-payer") == "requester" for found in headers)
     with_type = [found for found in headers if found.get("content-type") == "a/b"]
     assert [found["x-amz-meta-owner"] for found in with_type] == ["us", "us"]
