@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ocdbt_py import policies as policies
     from ocdbt_py.care.check import Report as Report
     from ocdbt_py.care.check import check as check
     from ocdbt_py.checkpoint.async_saving import AsyncSave as AsyncSave
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ocdbt_py.database import WriteOptions as WriteOptions
     from ocdbt_py.database import open as open
     from ocdbt_py.errors import *  # noqa: F403
+    from ocdbt_py.manager.listing import SavedStep as SavedStep
     from ocdbt_py.manager.manager import CheckpointManager as CheckpointManager
     from ocdbt_py.manager.options import CheckpointManagerOptions as CheckpointManagerOptions
     from ocdbt_py.manager.stopping import StopSignals as StopSignals
@@ -65,17 +67,21 @@ _HOMES = {
         "UnsupportedError",
         "WaitTimeoutError",
     ),
+    "manager.listing": ("SavedStep",),
     "manager.manager": ("CheckpointManager",),
     "manager.options": ("CheckpointManagerOptions",),
     "manager.stopping": ("StopSignals",),
     "manager.watching": ("checkpoints_iterator", "wait_for_new_checkpoint"),
 }
+_MODULES = ("policies",)
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [*_HOME_OF, "__version__"]
+__all__ = [*_HOME_OF, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
