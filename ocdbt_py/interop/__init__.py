@@ -1,0 +1,1 @@
+"""Drop-ins and plugs for other libraries."""
