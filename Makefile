@@ -3,15 +3,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+WORKFLOWS := .venv-workflows
+WORKFLOWS_READY := $(WORKFLOWS)/ready
 AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
 
-.PHONY: demo test azurite lint bench clean
+.PHONY: demo test test-workflows azurite lint bench bench-paper clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
 
 test: azurite
 	$(BIN)/python -m pytest
+
+# Published training programs, in an environment of their own: torch alone is larger than everything else together.
+test-workflows: $(WORKFLOWS_READY)
+	$(WORKFLOWS)/bin/python -m pytest -p workflows.skips workflows tests/array/test_interchange.py
 
 # A storage server for the tests, from Node's package manager. The tests run without it too, and say so.
 azurite: $(READY)
@@ -29,11 +35,20 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.kv
 	$(BIN)/python -m benchmarks.pytrees
 
+bench-paper: $(WORKFLOWS_READY)
+	$(WORKFLOWS)/bin/python -m benchmarks.paper
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
 	touch $(READY)
 
+$(WORKFLOWS_READY): pyproject.toml
+	$(PYTHON) -m venv $(WORKFLOWS)
+	$(WORKFLOWS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(WORKFLOWS)/bin/python -m pip install --quiet --editable . --group workflows
+	touch $(WORKFLOWS_READY)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(WORKFLOWS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
