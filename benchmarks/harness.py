@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,29 +93,53 @@ class PrimedMemory:
 
 def run_child(module: str, arguments: Sequence[str], memory: PrimedMemory) -> dict[str, Any]:
     """Run ``python -m module arguments`` through the READY protocol; what it answered."""
+    return run_children(module, [arguments], memory)[0]
+
+
+def run_children(module: str, arguments: Sequence[Sequence[str]], memory: PrimedMemory) -> list[dict[str, Any]]:
+    """The same for several processes that work together: they start when all are ready."""
     memory.hold()
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "ABSL_MIN_LOG_LEVEL": "3"}
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        first = child.stdout.readline()
-        if first.strip() == READY:
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", module, *each],
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for each in arguments
+        ]
+        answers: list[dict[str, Any]] = []
+        ready = [_line(child).strip() == READY for child in children]
+        if all(ready):
             memory.give_back()
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            answer = child.stdout.readline()
-            child.stdin.close()
-            if child.wait() == 0:
-                found: dict[str, Any] = json.loads(answer)
-                return found
-    raise SystemExit(f"{module} {' '.join(arguments)} failed; its own message is above")
+            for child in children:
+                assert child.stdin is not None
+                child.stdin.write("go\n")
+                child.stdin.flush()
+            lines = [_line(child) for child in children]
+            for child in children:
+                assert child.stdin is not None
+                child.stdin.close()
+            statuses = [child.wait() for child in children]
+            if not any(statuses):
+                answers = [json.loads(line) for line in lines]
+        if not answers:
+            for child in children:  # the others would wait for the one that failed
+                child.kill()
+    if answers:
+        return answers
+    raise SystemExit(f"{module} {' '.join(arguments[0])} failed; its own message is above")
+
+
+def _line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline()
 
 
 def timed(operation: Callable[[], Any]) -> tuple[float, Any]:
@@ -149,6 +174,13 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in [header, *rows]:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print("  ".join(cells).rstrip())
+
+
+def write_markdown(path: str | None, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The same table for a document, where ``--markdown FILE`` was given."""
+    if path is not None:
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        Path(path).write_text("\n".join([f"{title}\n", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n")
 
 
 def write_json(path: str | None, document: Mapping[str, Any]) -> None:

@@ -24,8 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from numpy.typing import NDArray
 from orbax.checkpoint._src.metadata.array_metadata_store import Store
 
+from ocdbt_py.checkpoint import contents
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
-from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.prepared import prepare
 from ocdbt_py.checkpoint.restore import restore
 from ocdbt_py.checkpoint.save import save
@@ -172,7 +172,7 @@ def each_shard_is_one_chunk_and_written_once(here: Path) -> None:
 
 def shards_are_written_from_the_memory_of_their_devices(here: Path) -> None:
     tree = spread(arrays())
-    blocks = {each.name: each.array.blocks for each in prepare(tree, Encoding()).arrays}  # type: ignore[union-attr]
+    blocks = {each.name: each.array.blocks for each in prepare(contents.Tree(tree)).arrays}  # type: ignore[union-attr]
     for name, array in tree.items():
         buffers = {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards if shard.replica_id == 0}
         assert {block.array.ctypes.data for block in blocks[name]} == buffers, name

@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.datafile import common_prefix_length
 
-__all__ = ["LARGE", "LONG", "MANY_SEARCHES", "KeyColumn", "cut_for", "key_lengths", "merge_keys", "search", "taken_apart"]
+__all__ = [
+    "LARGE",
+    "LONG",
+    "MANY_SEARCHES",
+    "KeyColumn",
+    "cut_for",
+    "key_lengths",
+    "merge_keys",
+    "search",
+    "taken_apart",
+]
 
 LARGE: Final = 512
 """Keys; so many are cut sooner than a column of them is checked."""
