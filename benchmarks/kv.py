@@ -25,7 +25,7 @@ MANY = 100_000
 MILLION = 1_000_000
 COMMITS = 1000
 POINT_READS = 2000
-WRITERS = 4
+WRITERS = {"writers_2": 2, "writers_4": 4}
 WRITER_COMMITS = 150
 
 
@@ -123,8 +123,9 @@ def measure(side: str, operation: str, path: str) -> float:
         engine.get(wanted[0])
         run = lambda: [engine.get(each) for each in wanted]  # noqa: E731
         check = lambda found: len(found) == POINT_READS  # noqa: E731
-    elif operation == "list_keys":
-        run, check = engine.keys, lambda found: len(found) == MANY
+    elif operation in ("list_keys", "list_1m"):
+        count = MANY if operation == "list_keys" else MILLION
+        run, check = engine.keys, lambda found: len(found) == count
     elif operation == "scan_items":
         run, check = engine.items, lambda found: found == 32 * MANY
     elif operation == "prefix_scan":
@@ -155,7 +156,8 @@ OPERATIONS = {
     "delete_range": ("delete a third of 100,000 keys", MANY),
     "commits": (f"{COMMITS} single-key commits", 0),
     "commits_on_10k": (f"{COMMITS // 5} commits into 10,000 keys", 10_000),
-    "writers": (f"{WRITERS} processes, {WRITER_COMMITS} commits each", 0),
+    **{name: (f"{count} processes, {WRITER_COMMITS} commits each", 0) for name, count in WRITERS.items()},
+    "list_1m": ("list 1,000,000 keys, cold", MILLION),
 }
 
 
@@ -172,14 +174,14 @@ def prepare(path: str, keys: int) -> None:
         TensorStores(path).put_all(keys)()
 
 
-def writers(side: str, path: str) -> float:
+def writers(side: str, path: str, count: int) -> float:
     """Several processes commit distinct keys to one database at once; seconds until the last is done."""
     prepare(path, 0)
     Ours(path)
     arguments = [sys.executable, "-m", "benchmarks.kv", "--writer", side, path]
     children = [
         subprocess.Popen([*arguments, str(i)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for i in range(WRITERS)
+        for i in range(count)
     ]
     for child in children:
         assert child.stdout is not None
@@ -194,7 +196,7 @@ def writers(side: str, path: str) -> float:
     seconds = time.perf_counter() - start
     for child in children:
         child.communicate()
-    if len(Ours(path).keys()) != WRITERS * WRITER_COMMITS:
+    if len(Ours(path).keys()) != count * WRITER_COMMITS:
         raise SystemExit(f"{side}: writes were lost")
     return seconds
 
@@ -234,8 +236,8 @@ def main() -> None:
             peaks: dict[str, float] = dict.fromkeys(SIDES, 0.0)
             for number in range(options.rounds + 1):
                 for side in SIDES:
-                    if name == "writers":
-                        taken = writers(side, path)
+                    if name in WRITERS:
+                        taken = writers(side, path, WRITERS[name])
                     else:
                         prepare(path, before)
                         answer = run_child("benchmarks.kv", ["--child", side, name, path], memory)

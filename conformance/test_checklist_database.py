@@ -338,8 +338,8 @@ class Divided(FaultyStorage):
     def put(self, path: str, buffers: Any) -> None:
         super().put(self._real(path), buffers)
 
-    def hold(self, path: str, timeout: float) -> Any:
-        return super().hold(self._real(path), timeout)
+    def hold(self, path: str, timeout: float, note: Any = None) -> Any:
+        return super().hold(self._real(path), timeout, note)
 
     def list(self, prefix: str, *, deep: bool = False) -> Iterator[Any]:
         for directory in ("data", "manifests"):

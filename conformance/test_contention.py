@@ -104,10 +104,12 @@ def create(url: str, kind: str, values: dict[str, bytes]) -> None:
         db.update(values)
 
 
-def check_history(db: ocdbt_py.Database, generations: int) -> None:
-    """So many versions, without gaps, each later than the one before; the statistics of the newest are right."""
+def check_history(db: ocdbt_py.Database, generations: int, least: int | None = None) -> None:
+    """So many versions, or down to the ``least`` where writers who wait have theirs committed along with another's;
+    without gaps, each later than the one before; the statistics of the newest are right."""
     versions = list(db.versions())
-    assert [version.generation for version in versions] == list(range(generations, 0, -1))
+    assert (generations if least is None else least) <= len(versions) <= generations
+    assert [version.generation for version in versions] == list(range(len(versions), 0, -1))
     assert all(earlier.commit_time_ns < later.commit_time_ns for later, earlier in itertools.pairwise(versions))
     entries = list(db.scan())
     locations = [location for level in tree_levels(engine_of(db), engine_of(db).latest()) for _, _, location in level]
@@ -153,12 +155,47 @@ def test_every_key_that_eight_processes_wrote_is_there(crew: Crew, url: str, kin
     expected = {key.encode(): value_of(key, number) for key, number in keys}
     with ocdbt_py.open(url) as db:
         assert dict(db.items()) == expected
-        check_history(db, 1 + WRITERS * TIMES)
-        assert [version.num_keys for version in db.versions()] == list(range(WRITERS * TIMES, -1, -1))
+        check_history(db, 1 + WRITERS * TIMES, least=1 + TIMES)
+        numbers = [version.num_keys for version in db.versions()]
+        assert numbers[0] == WRITERS * TIMES
+        assert numbers[-1] == 0
+        assert all(1 <= later - earlier <= WRITERS for later, earlier in itertools.pairwise(numbers))
+        for version in list(db.versions())[::25]:  # none of a writer's keys is there before those it wrote earlier
+            there = list(db.at(version))
+            for name in names:
+                mine = [key for key in there if key.startswith(name.encode())]
+                assert mine == [f"{name}-{number:03}".encode() for number in range(len(mine))]
     store = tensorstores(url)
     assert sorted(store.list().result()) == sorted(expected)
     reads = {key: store.read(key) for key in expected}
     assert {key: read.result().value for key, read in reads.items()} == expected
+    check_directory(url)
+
+
+def commit_without_pause(url: str, name: str, until: Path) -> None:
+    with ours(url) as db:
+        for number in itertools.count():
+            if until.exists():
+                return
+            db[f"{name}-{number:06}"] = b"x"
+
+
+def test_a_writer_of_tensorstores_gets_its_turn_among_ours(crew: Crew, url: str, tmp_path: Path) -> None:
+    create(url, "single", {})
+    until = tmp_path / "done"
+    names = "abc"
+    ended = crew.begin(
+        (write_keys_with_tensorstore, url, "t"), *[(commit_without_pause, url, name, until) for name in names]
+    )
+    try:
+        ended[0].get(PATIENCE)
+    finally:
+        until.touch()
+    for writer in ended[1 : 1 + len(names)]:
+        writer.get(PATIENCE)
+    with ocdbt_py.open(url) as db:
+        assert len(db.keys("t-")) == TIMES
+        assert all(len(db.keys(f"{name}-")) > 0 for name in names)
     check_directory(url)
 
 
@@ -277,7 +314,7 @@ def test_pickled_handles_commit_in_the_processes_where_they_arrive(crew: Crew, u
     with ours(url) as db:
         crew.run(*[(write_through, db, name) for name in "abcd"])
         assert list(db) == [f"{name}-{number:03}".encode() for name in "abcd" for number in range(TIMES)]
-        check_history(db, 1 + 4 * TIMES)
+        check_history(db, 1 + 4 * TIMES, least=1 + TIMES)
 
 
 def fork_four_times(url: str) -> None:
@@ -344,5 +381,5 @@ def test_forked_children_commit_through_the_handle_they_inherit(url: str, kind: 
         parents = len(db.keys("parent-"))
         assert list(db.keys("parent-")) == [b"parent-%03d" % number for number in range(parents)]
         assert len(db) == TIMES + 4 * 25 + parents
-        check_history(db, 2 + 4 * 25 + parents)
+        check_history(db, 2 + 4 * 25 + parents, least=2 + parents)
     check_directory(url)

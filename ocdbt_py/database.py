@@ -2,7 +2,8 @@
 
 :func:`open` finds the storage a URL names and gives a :class:`Database`. Reads see the newest version, re-validating
 the manifest each time (one ``stat`` on a local disk) unless ``max_staleness`` allows more; an iteration sees one
-version from its first step to its last. Every write is one commit.
+version from its first step to its last. Every write is one commit; those that have to wait for one another may come
+out as one version.
 """
 
 from __future__ import annotations

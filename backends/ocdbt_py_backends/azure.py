@@ -30,11 +30,11 @@ from ocdbt_py.errors import (
     StoragePermissionError,
     UnsupportedError,
 )
-from ocdbt_py.storage.location import Settings
+from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Capabilities, Condition, Listed, Read, Token, Unchanged
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import ObjectStore, OutOfRange, Upload
+from ocdbt_py_backends.object_store import ObjectStore, OutOfRange, Upload, bucket_capabilities
 
 try:
     from adlfs import AzureBlobFileSystem
@@ -126,21 +126,13 @@ class AzureStorage(ObjectStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            cas=True,
-            create=True,
-            atomic_write=True,
-            ranges=True,
-            list=True,
-            writable=True,
+        return bucket_capabilities(
             conditions_unproven=not re.split("[:/]", self._host)[0].endswith(_SERVICES),
             endpoint=self._host,
-            file_bytes=32 << 20,
-            parallel=4,
         )
 
     def describe(self, path: str) -> str:
-        return "az://" + path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return "az://" + safe_path(path)
 
     def __repr__(self) -> str:
         return f"AzureStorage({self._host!r})"

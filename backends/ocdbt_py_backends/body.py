@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from ocdbt_py.storage.protocol import Buffer
 
-__all__ = ["Body"]
+__all__ = ["Body", "BodyReader"]
+
+_SHORT = 64 << 10
+"""Buffers up to this size are worth joining."""
+
+_SENT_AT_ONCE = 256 << 10
+"""Of a large buffer: what the socket does not take at once is copied."""
 
 
 class Body:
@@ -29,15 +35,26 @@ class Body:
         """A copy in one piece."""
         return b"".join(self.views)
 
-    def reader(self) -> io.BufferedIOBase:
-        """A seekable file that reads from the buffers."""
-        return _BodyReader(self)
+    def reader(self) -> BodyReader:
+        """A file that reads from the buffers."""
+        return BodyReader(self)
 
     def pieces(self, most: int) -> Iterator[memoryview]:
-        """All of it, in views of at most ``most`` bytes."""
+        """All of it, in views of at most ``most`` bytes; short buffers are joined, for each piece costs a call."""
+        short: list[memoryview] = []
+        held = 0
         for view in self.views:
-            for start in range(0, len(view), most):
-                yield view[start : start + most]
+            if short and (len(view) > _SHORT or held + len(view) > most):
+                yield memoryview(b"".join(short))
+                short, held = [], 0
+            if len(view) <= min(_SHORT, most):
+                short.append(view)
+                held += len(view)
+            else:
+                for start in range(0, len(view), most):
+                    yield view[start : start + most]
+        if short:
+            yield memoryview(b"".join(short))
 
     def parts(self, most: int) -> Iterator[Body]:
         """All of it, in bodies of exactly ``most`` bytes but the last."""
@@ -56,7 +73,12 @@ class Body:
             yield Body(views)
 
 
-class _BodyReader(io.BufferedIOBase):
+class BodyReader:
+    """As much of a seekable file as clients of S3 need, which read it to sign it; what sends it takes it in pieces.
+
+    No ``IOBase``: aiohttp reads such in a thread, a quarter of a megabyte at a time, from which each piece is copied.
+    """
+
     def __init__(self, body: Body) -> None:
         self._body = body
         self._at = 0
@@ -64,11 +86,10 @@ class _BodyReader(io.BufferedIOBase):
         for view in body.views:
             self._starts.append(self._starts[-1] + len(view))
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        """All of it, wherever it stands: what is sent again is sent from the beginning."""
+        for piece in self._body.pieces(_SENT_AT_ONCE):
+            yield piece
 
     def __len__(self) -> int:
         return self._body.size
@@ -93,8 +114,6 @@ class _BodyReader(io.BufferedIOBase):
             self._at += len(piece)
             wanted -= len(piece)
         return b"".join(found)
-
-    read1 = read
 
     def _view_at(self, offset: int) -> int:
         return bisect_right(self._starts, offset) - 1

@@ -35,6 +35,7 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
     Storage,
     Token,
@@ -250,8 +251,8 @@ class CachingStorage:
     def sync(self, paths: Iterable[str]) -> None:
         self._below.sync(paths)
 
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
-        return self._below.hold(path, timeout)
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
+        return self._below.hold(path, timeout, note)
 
 
 def _shared_out(protocol: str, rest: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:

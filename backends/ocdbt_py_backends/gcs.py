@@ -28,7 +28,7 @@ from ocdbt_py.errors import (
     StorageError,
     UnsupportedError,
 )
-from ocdbt_py.storage.location import Settings
+from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import (
     ABSENT,
     ANY,
@@ -42,7 +42,7 @@ from ocdbt_py.storage.protocol import (
 )
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import ObjectStore, OutOfRange, Upload
+from ocdbt_py_backends.object_store import ObjectStore, OutOfRange, Upload, bucket_capabilities
 
 try:
     import google.auth.exceptions
@@ -107,12 +107,7 @@ class GCSStorage(ObjectStore):
     @property
     def capabilities(self) -> Capabilities:
         universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN", "googleapis.com")
-        return Capabilities(
-            cas=True,
-            create=True,
-            atomic_write=True,
-            ranges=True,
-            list=True,
+        return bucket_capabilities(
             writable=self._given.credentials.access != "read_only",
             conditions_unproven=not self._host.endswith(f".{universe}"),
             endpoint=urlsplit(self._given._location).netloc.rpartition("@")[2],
@@ -121,7 +116,7 @@ class GCSStorage(ObjectStore):
         )
 
     def describe(self, path: str) -> str:
-        return "gs://" + path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return "gs://" + safe_path(path)
 
     def _identity(self) -> tuple[Any, ...]:
         return "gs", self._given._location

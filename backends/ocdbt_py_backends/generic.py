@@ -28,9 +28,6 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from ocdbt_py.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    CorruptDataError,
     InvalidArgumentError,
     OcdbtError,
     PathNotFoundError,
@@ -38,7 +35,7 @@ from ocdbt_py.errors import (
     UnsupportedError,
 )
 from ocdbt_py.storage.coalesce import Fetch, fetches, fill, ranges_of, scatter
-from ocdbt_py.storage.location import Settings, resolve, safe_url
+from ocdbt_py.storage.location import Settings, resolve, safe_path, safe_url
 from ocdbt_py.storage.protocol import (
     ABSENT,
     ANY,
@@ -50,12 +47,14 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
     Storage,
     Token,
     Unchanged,
     Writer,
 )
+from ocdbt_py.storage.refusals import changed, taken, too_short
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.generic_failures import failure_of
 from ocdbt_py_backends.generic_filesystem import (
@@ -192,7 +191,7 @@ class GenericStorage:
         return self._capabilities
 
     def describe(self, path: str) -> str:
-        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        shown = safe_path(path)
         between = "/" if shown and not shown.startswith("/") and not self._prefix.endswith("/") else ""
         return f"{self._prefix}{between}{shown}{self._suffix}"
 
@@ -301,12 +300,7 @@ class GenericStorage:
         _, size = self._look(fs, fetch.path)
         if error is not None and fetch.stop <= size:
             raise error
-        raise CorruptDataError(
-            f"{self.describe(fetch.path)} ends at byte {size}, but bytes {fetch.start} to {fetch.stop} of it are "
-            "needed; it was cut or is another one",
-            path=fetch.path,
-            offset=fetch.start,
-        )
+        raise too_short(self.describe(fetch.path), fetch.path, fetch.start, fetch.stop, size)
 
     def _list(self, directory: str, stem: str, levels: int) -> Iterator[Listed]:
         for name, size in self._do(directory, lambda fs: self._entries(fs, directory)):
@@ -351,11 +345,7 @@ class GenericStorage:
         if if_version is not ANY:
             current = self._token(path)
             if current != (None if if_version is ABSENT else if_version):
-                raise ConflictError(
-                    f"{self.describe(path)} is not what the write was to replace: another writer was faster",
-                    kind="condition",
-                    path=path,
-                )
+                raise changed(self.describe(path), path)
         body = Body(buffers)
         self._do(path, lambda fs: self._write(fs, path, body), reading=False)
         stamp, _ = self._do(path, lambda fs: self._look(fs, path))
@@ -386,7 +376,7 @@ class GenericStorage:
     def sync(self, paths: Iterable[str]) -> None:
         """fsspec has no words for it: what a server has acknowledged is all there is."""
 
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
         raise UnsupportedError("Writers of this filesystem cannot wait for each other")
 
     def _demand_writable(self, path: str) -> None:
@@ -395,7 +385,7 @@ class GenericStorage:
 
     def _demand_absent(self, path: str) -> None:
         if self._do(path, lambda fs: self._there(fs, path)) is not None:
-            raise AlreadyExistsError(f"{self.describe(path)} is there already", path=path)
+            raise taken(self.describe(path), path)
 
     def _token(self, path: str) -> Token | None:
         try:
@@ -559,7 +549,7 @@ class _NewFile:
             with self._in_use() as fs:
                 self._file.close()
                 if self._name != self._path and storage._there(fs, self._path) is not None:
-                    raise AlreadyExistsError(f"{storage.describe(self._path)} is there already", path=self._path)
+                    raise taken(storage.describe(self._path), self._path)
                 storage._finish(fs, self._name, self._path)
             self._open = False
         except BaseException:

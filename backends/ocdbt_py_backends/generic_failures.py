@@ -10,13 +10,13 @@ import ftplib
 import socket
 
 from ocdbt_py.errors import (
-    AlreadyExistsError,
     OcdbtError,
     PathNotFoundError,
     StorageError,
     StoragePermissionError,
     UnsupportedError,
 )
+from ocdbt_py.storage.refusals import taken
 
 __all__ = ["failure_of"]
 
@@ -40,7 +40,7 @@ def failure_of(error: Exception, shown: str, path: str, server: str = "") -> Ocd
     if isinstance(error, IsADirectoryError):
         return storage("a directory is there, where a file is expected", "not-a-file")
     if isinstance(error, FileExistsError):
-        return AlreadyExistsError(f"{shown} is there already", path=path)
+        return taken(shown, path)
     if status in (401, 407, 530, 532):
         return storage(credentials, "credentials")
     if isinstance(error, PermissionError) or status == 403:

@@ -29,7 +29,6 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 import fsspec
 
 from ocdbt_py.errors import (
-    CorruptDataError,
     InvalidArgumentError,
     OcdbtError,
     PathNotFoundError,
@@ -50,6 +49,7 @@ from ocdbt_py.storage.protocol import (
     Unchanged,
     Writer,
 )
+from ocdbt_py.storage.refusals import too_short
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
 from ocdbt_py_backends.object_store import GAP, READ_BYTES, SLOTS, ObjectStore, OutOfRange, Upload
@@ -218,12 +218,7 @@ class HTTPStorage(ObjectStore):
                         answer.close()
                         return
             fetch = wanted[0]
-            raise CorruptDataError(
-                f"{path} ends at byte {at}, but bytes {fetch.start} to {fetch.stop} of it are needed; it was cut or is "
-                "another one",
-                path=path,
-                offset=fetch.start,
-            )
+            raise too_short(self.describe(path), path, fetch.start, fetch.stop, at)
 
         await self._attempts(read, path, nbytes=last)
 

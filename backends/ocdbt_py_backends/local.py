@@ -19,8 +19,10 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal, TypeVar
@@ -31,9 +33,10 @@ from ocdbt_py.errors import (
     PathNotFoundError,
     StorageError,
     UnsupportedError,
+    WaitTimeoutError,
 )
 from ocdbt_py.storage.background import each
-from ocdbt_py.storage.location import DEFAULT_SETTINGS, Settings
+from ocdbt_py.storage.location import DEFAULT_SETTINGS, Settings, safe_path
 from ocdbt_py.storage.protocol import (
     ABSENT,
     ANY,
@@ -45,12 +48,16 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
+    TakenNote,
     Token,
     Unchanged,
     Writer,
 )
-from ocdbt_py_backends.local_errors import Translated, changed, too_short
+from ocdbt_py.storage.refusals import changed, too_short
+from ocdbt_py_backends.local_courtesy import give_way, look_around, stay_away
+from ocdbt_py_backends.local_errors import Translated
 from ocdbt_py_backends.local_files import (
     append,
     fsync,
@@ -60,15 +67,18 @@ from ocdbt_py_backends.local_files import (
     open_file,
     read_at,
     stamp,
-    start_to_sync,
 )
 from ocdbt_py_backends.local_lock import SUFFIX, Lock
+from ocdbt_py_backends.local_notes import LeftNote, take_notes
+from ocdbt_py_backends.local_notes import TakenNote as LocalNote
+from ocdbt_py_backends.local_syncing import Syncing
 
 T = TypeVar("T")
 
 _URL = re.compile(r"(?:file|local):(?://|(?=/))")
 
-# Waits for one disk hardly overlap, those for a server do; a thread costs as much as a short wait.
+# Waits for a few files of one disk overlap, those for many hardly do, those for a server all; a thread costs as much as
+# a short wait.
 _SYNC_THREADS = 4
 _SYNCS_A_THREAD = 4
 # A read costs about as much as copying this many bytes; above the second number the copy of a merged read is felt.
@@ -136,7 +146,7 @@ class LocalStorage:
         return self._capabilities
 
     def describe(self, path: str) -> str:
-        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") or "/"
+        return safe_path(path) or "/"
 
     # --- reading
 
@@ -169,7 +179,7 @@ class LocalStorage:
                         _check_within(path, status, begin, end)
                         data = read_at(fd, begin, end - begin)
                         if len(data) < end - begin:
-                            raise too_short(path, begin, end, begin + len(data))
+                            raise too_short(path, path, begin, end, begin + len(data))
                         for index in run:
                             _, start, stop = ranges[index]
                             found[index] = data[start - begin : stop - begin]
@@ -188,7 +198,7 @@ class LocalStorage:
                         while buffer:
                             count = os.preadv(fd, [buffer], start)
                             if not count:
-                                raise too_short(path, start, start + len(buffer), start)
+                                raise too_short(path, path, start, start + len(buffer), start)
                             buffer, start = buffer[count:], start + count
                 finally:
                     os.close(fd)
@@ -257,11 +267,11 @@ class LocalStorage:
             new.abort()
             raise
 
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
         """A second writer in the same thread waits too, and so for ever: write through the :class:`Hold`."""
         if not self._capabilities.hold:
             raise UnsupportedError("locking='none' cannot make other writers wait; use locking='os'")
-        return _Held(self, path, timeout)
+        return _Held(self, path, timeout, note)
 
     def delete(self, path: str) -> None:
         with Translated(path):
@@ -299,8 +309,12 @@ class LocalStorage:
         if not self._durable:
             return
         files = dict.fromkeys(path.rstrip("/") for path in paths)
-        for names in (files, dict.fromkeys(map(os.path.dirname, files))):
-            each(_sync, names, min(_SYNC_THREADS, len(names) // _SYNCS_A_THREAD))
+        directories = Syncing(partial(each, _sync, dict.fromkeys(map(os.path.dirname, files)), 1))
+        try:
+            each(_sync, files, min(_SYNC_THREADS, len(files) // _SYNCS_A_THREAD))
+        finally:
+            directories.settle()
+        directories.wait()
 
     def _acquired(self, path: str, timeout: float | None) -> Lock:
         lock = Lock(path, self._settings.locking)
@@ -312,8 +326,10 @@ class LocalStorage:
         new = _NewFile(path, *self._with_parents(path, lambda: new_named(path)))
         try:
             new.write(buffers)
+            old = _stat(path)
+            new.modified = stamp(new.fd, 0 if old is None else old.st_mtime_ns)
             if self._durable:
-                start_to_sync(new.fd)
+                new.begin_to_sync()
         except BaseException:
             new.abort()
             raise
@@ -323,20 +339,19 @@ class LocalStorage:
         """Put it in its place, for the holder of the lock."""
         path = new.path
         try:
-            try:
-                old = os.stat(path)
-            except FileNotFoundError:
-                old = None
+            old = _stat(path)
             if if_version is not ANY and (None if old is None else _token(old)) != (
                 None if if_version is ABSENT else if_version
             ):
-                raise changed(path)
-            status = stamp(new.fd, 0 if old is None else old.st_mtime_ns)
-            if self._durable:
-                os.fsync(new.fd)
+                raise changed(path, path)
+            if old is not None and old.st_mtime_ns >= new.modified.st_mtime_ns:  # replaced by one who takes no lock
+                new.modified = stamp(new.fd, old.st_mtime_ns)
+                if self._durable:
+                    os.fsync(new.fd)
+            new.wait_for_sync()
             new.give_name(may_replace=if_version is not ABSENT)
         except FileExistsError as error:
-            raise changed(path) from error
+            raise changed(path, path) from error
         finally:
             new.abort()
         try:
@@ -347,7 +362,7 @@ class LocalStorage:
                 kind="not-durable",
                 path=path,
             ) from error
-        return _token(status)
+        return _token(new.modified)
 
     def _with_parents(self, path: str, function: Callable[[], T]) -> T:
         """The result of ``function``, which is tried again with the directories above ``path`` made."""
@@ -382,24 +397,66 @@ class LocalStorage:
 class _Held:
     """A :class:`~ocdbt_py.storage.protocol.Hold`."""
 
-    def __init__(self, storage: LocalStorage, path: str, timeout: float) -> None:
+    def __init__(self, storage: LocalStorage, path: str, timeout: float, note: Note | None) -> None:
         self._storage = storage
         self._path = path
         self._timeout = timeout
+        self._note = note
         self._begun: list[_NewFile] = []
+        self._taken: list[LocalNote] = []
 
     def __enter__(self) -> _Held:
+        give_way(self._path, self._timeout)
         with Translated(self._path):
-            self._lock = self._storage._acquired(self._path, self._timeout)
+            if self._note is None or self._storage._settings.locking != "os":
+                self._lock = self._storage._acquired(self._path, self._timeout)
+            else:
+                self._wait_with(self._note)
+        self._since = time.monotonic()
         return self
+
+    def _wait_with(self, note: Note) -> None:
+        left = LeftNote(self._path, note)
+        self._lock = lock = Lock(self._path, self._storage._settings.locking)
+        try:
+            self._storage._with_parents(self._path, lambda: lock.acquire(self._timeout, left.is_done))
+        except WaitTimeoutError as error:
+            left.end()
+            if note.taken and not note.done:
+                raise StorageError(
+                    f"Another writer has taken this write along and does not say whether it happened ({error.message})",
+                    kind="ambiguous",
+                    path=self._path,
+                ) from error
+            if not note.done:
+                raise
+        finally:
+            left.end()
+        if note.done:
+            lock.release()
+            if left.away:
+                stay_away(self._path, left.away)
 
     def __exit__(self, *_: object) -> None:
         with Translated(self._path):
             try:
+                away = 0.0
+                if self._begun and self._lock.fd >= 0:
+                    away = look_around(self._path, self._lock.fd, time.monotonic() - self._since)
+                for note in self._taken:
+                    note.close(away)
                 for new in self._begun:
                     new.abort()
+                if away:
+                    stay_away(self._path, away)
             finally:
                 self._lock.release()
+
+    def take_notes(self, expected: int = 0, patience: float = 0.0) -> Sequence[TakenNote]:
+        with Translated(self._path):
+            taken = take_notes(self._path, expected, patience)
+        self._taken += taken
+        return taken
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
         return self.begin(buffers)(if_version)
@@ -419,10 +476,20 @@ class _Held:
 class _NewFile:
     """A :class:`~ocdbt_py.storage.protocol.Writer`. ``temporary`` is the name the open file has so far, if any."""
 
+    modified: os.stat_result
+
     def __init__(self, path: str, fd: int, temporary: str | None) -> None:
         self.path = path
         self.fd = fd
         self._temporary = temporary
+        self._sync: Syncing | None = None
+
+    def begin_to_sync(self) -> None:
+        self._sync = Syncing(partial(os.fsync, self.fd))
+
+    def wait_for_sync(self) -> None:
+        if self._sync is not None:
+            self._sync.wait()
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         with Translated(self.path):
@@ -454,8 +521,17 @@ class _NewFile:
                     os.unlink(self._temporary)
                 self._temporary = None
             if self.fd >= 0:
+                if self._sync is not None:
+                    self._sync.forget()
                 fd, self.fd = self.fd, -1
                 os.close(fd)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _token(status: os.stat_result) -> Token:
@@ -464,7 +540,7 @@ def _token(status: os.stat_result) -> Token:
 
 def _check_within(path: str, status: os.stat_result, start: int, stop: int) -> None:
     if stop > status.st_size:
-        raise too_short(path, start, stop, status.st_size)
+        raise too_short(path, path, start, stop, status.st_size)
 
 
 def _runs(indices: Sequence[int], ranges: Sequence[ByteRange]) -> Iterator[tuple[int, int, Sequence[int]]]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from types import TracebackType
 
 from ocdbt_py.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    CorruptDataError,
     OcdbtError,
     PathNotFoundError,
     StorageError,
     StoragePermissionError,
 )
+from ocdbt_py.storage.refusals import taken
 
 
 class Translated:
@@ -50,22 +48,8 @@ def _translated(error: OSError, path: str, reading: bool) -> OcdbtError:
         case IsADirectoryError():
             return StorageError(f"{path} is a directory, where a file is expected", kind="not-a-file", path=path)
         case FileExistsError():
-            return AlreadyExistsError(f"{path} is there already", path=path)
+            return taken(path, path)
         case PermissionError():
             return StoragePermissionError(f"{where}: {error.strerror}; check owner and mode", path=path)
         case _:
             return StorageError(f"{where}: {error.strerror or error}", path=path)
-
-
-def changed(path: str) -> ConflictError:
-    return ConflictError(
-        f"{path} is not what the write was to replace: another writer was faster", kind="condition", path=path
-    )
-
-
-def too_short(path: str, start: int, stop: int, size: int) -> CorruptDataError:
-    return CorruptDataError(
-        f"{path} ends at byte {size}, but bytes {start} to {stop} of it are needed; the file was cut or is another one",
-        path=path,
-        offset=start,
-    )

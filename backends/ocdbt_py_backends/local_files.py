@@ -103,13 +103,6 @@ def give_new_name(temporary: str, path: str) -> None:
         os.unlink(temporary)
 
 
-def start_to_sync(fd: int) -> None:
-    """Begin to write the file to the disk without waiting, so that an ``fsync`` later has less to wait for."""
-    if hasattr(os, "posix_fadvise"):
-        # Linux starts the transfer of what it is told will not be needed, and keeps what is not yet transferred
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def fsync(path: str) -> None:
     """Of a file or a directory."""
     fd = os.open(path, os.O_RDONLY)

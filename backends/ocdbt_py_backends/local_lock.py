@@ -21,6 +21,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from ocdbt_py.errors import StorageError, WaitTimeoutError
@@ -42,34 +43,41 @@ _NOTHING = struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Lock:
-    """The lock of the file ``path``, held from :meth:`acquire` to :meth:`release`. Raises plain ``OSError`` too."""
+    """The lock of the file ``path``, held from :meth:`acquire` to :meth:`release`. Raises plain ``OSError`` too.
+
+    ``fd`` is the open lock file while it is held, -1 otherwise, and always in mode ``none``.
+    """
 
     def __init__(self, path: str, locking: str) -> None:
         self._name = path + SUFFIX
         self._locking = locking
-        self._fd = -1
+        self.fd = -1
 
-    def acquire(self, timeout: float | None = None) -> None:
-        """Wait for ``timeout`` seconds, or as long as it takes; :class:`WaitTimeoutError` after that."""
+    def acquire(self, timeout: float | None = None, is_needless: Callable[[], bool] | None = None) -> None:
+        """Wait for ``timeout`` seconds, or as long as it takes; :class:`WaitTimeoutError` after that.
+
+        ``is_needless`` is asked before and after each pause of a wait in mode ``os`` that has a ``timeout``; if it says
+        so, the wait is over and nothing is held.
+        """
         if self._locking == "os":
-            self._fd = self._acquire_os(timeout)
+            self.fd = self._acquire_os(timeout, is_needless or (lambda: False))
         elif self._locking == "lockfile":
-            self._fd = self._acquire_lockfile(LOCKFILE_PATIENCE if timeout is None else timeout)
+            self.fd = self._acquire_lockfile(LOCKFILE_PATIENCE if timeout is None else timeout)
 
     def release(self) -> None:
-        if self._fd < 0:
+        if self.fd < 0:
             return
-        fd, self._fd = self._fd, -1
+        fd, self.fd = self.fd, -1
         try:
             # A lock file that stays is in nobody's way but in mode "lockfile"; or the whole directory was removed.
             with suppress(OSError if self._locking == "os" else FileNotFoundError):
                 os.unlink(self._name)
         finally:
             if self._locking == "os":
-                _unlock(fd)
+                unlock_open_file(fd)
             os.close(fd)
 
-    def _acquire_os(self, timeout: float | None) -> int:
+    def _acquire_os(self, timeout: float | None, is_needless: Callable[[], bool]) -> int:
         pauses = _Pauses(timeout, self._name, "another writer holds its lock")
         fd = self._open()
         while True:
@@ -79,17 +87,21 @@ class Lock:
                 else:
                     # A blocking wait could not end in time, and a thread left in one would take the lock one day.
                     while not _lock(fd, wait=False):
-                        pauses.wait()
+                        if not is_needless():
+                            pauses.wait()
+                        if is_needless():
+                            os.close(fd)
+                            return -1
                 again = self._open()
             except BaseException:
-                _unlock(fd)
+                unlock_open_file(fd)
                 os.close(fd)
                 raise
             held, named = os.fstat(fd), os.fstat(again)
             if os.path.samestat(held, named):
                 os.close(again)
                 break
-            _unlock(fd)
+            unlock_open_file(fd)
             os.close(fd)
             fd = again
         if held.st_size:
@@ -126,6 +138,11 @@ class _Pauses:
         self._pause = min(1.1 * self._pause, _LONGEST_PAUSE)
 
 
+def lock_open_file(fd: int) -> bool:
+    """Whether this open file has the system's lock of its whole file now; nobody is waited for."""
+    return _lock(fd, wait=False)
+
+
 def _lock(fd: int, *, wait: bool) -> bool:
     """Whether the lock is ours now; always, when waiting."""
     try:
@@ -158,7 +175,7 @@ def _flock(fd: int, wait: bool) -> bool:
     return True
 
 
-def _unlock(fd: int) -> None:
+def unlock_open_file(fd: int) -> None:
     """Unlock, though a close follows: a child forked meanwhile has the same open file, and would keep the lock."""
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)

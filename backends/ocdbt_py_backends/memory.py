@@ -25,14 +25,13 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from ocdbt_py.errors import (
     AlreadyExistsError,
     ConflictError,
-    CorruptDataError,
     InvalidArgumentError,
     PathNotFoundError,
     StorageError,
     UnsupportedError,
     WaitTimeoutError,
 )
-from ocdbt_py.storage.location import Settings
+from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import (
     ABSENT,
     ANY,
@@ -44,11 +43,14 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
+    TakenNote,
     Token,
     Unchanged,
     Writer,
 )
+from ocdbt_py.storage.refusals import changed, taken, too_short
 
 _CAPABILITIES = Capabilities(
     cas=True,
@@ -109,7 +111,7 @@ class MemoryStorage:
         return _CAPABILITIES
 
     def describe(self, path: str) -> str:
-        return "memory:/" + path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return "memory:/" + safe_path(path)
 
     # --- reading
 
@@ -171,7 +173,7 @@ class MemoryStorage:
         new.close()
 
     @contextmanager
-    def hold(self, path: str, timeout: float) -> Iterator[Hold]:
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> Iterator[Hold]:
         """A second writer in the same thread waits too, and so for ever: write through the :class:`Hold`."""
         turn = (id(self._fs.store), path)
         with self._turn(path, timeout):
@@ -259,9 +261,7 @@ class MemoryStorage:
         old = self._fs.store.get(path)
         current = None if old is None else _token(old)
         if if_version is not ANY and current != (None if if_version is ABSENT else if_version):
-            raise ConflictError(
-                f"{path} is not what the write was to replace: another writer was faster", kind="condition", path=path
-            )
+            raise changed(path, path)
         if path in self._fs.pseudo_dirs:
             raise StorageError(f"{path} is a directory, where a file is expected", kind="not-a-file", path=path)
         file.commit()
@@ -277,6 +277,9 @@ class _Held:
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
         return self.begin(buffers)(if_version)
+
+    def take_notes(self, expected: int = 0, patience: float = 0.0) -> Sequence[TakenNote]:
+        return ()
 
     def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
         file = self._storage._new_file(self._path, buffers)
@@ -309,7 +312,7 @@ class _NewFile:
             with self._storage._turn(file.path):
                 self._storage._replace(file, ABSENT)
         except ConflictError as error:
-            raise AlreadyExistsError(f"{file.path} is there already", path=file.path) from error
+            raise taken(file.path, file.path) from error
 
     def abort(self) -> None:
         self._file = None
@@ -324,8 +327,4 @@ def _token(file: MemoryFile) -> Token:
 
 def _check_within(path: str, size: int, start: int, stop: int) -> None:
     if stop > size:
-        raise CorruptDataError(
-            f"{path} ends at byte {size}, but bytes {start} to {stop} of it are needed; it was cut or is another one",
-            path=path,
-            offset=start,
-        )
+        raise too_short(path, path, start, stop, size)

@@ -30,7 +30,6 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 from ocdbt_py.errors import (
     AlreadyExistsError,
     ConflictError,
-    CorruptDataError,
     InvalidArgumentError,
     OcdbtError,
     StorageError,
@@ -48,15 +47,17 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
     Token,
     Unchanged,
     Writer,
 )
+from ocdbt_py.storage.refusals import changed, taken, too_short
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather, run
 
-__all__ = ["AMBIGUOUS", "TRANSIENT", "Body", "ObjectStore", "OutOfRange", "Upload"]
+__all__ = ["AMBIGUOUS", "TRANSIENT", "Body", "ObjectStore", "OutOfRange", "Upload", "bucket_capabilities"]
 
 SLOTS = 12
 """Requests at a time, of one storage in one process."""
@@ -93,6 +94,24 @@ AMBIGUOUS = frozenset({"unavailable", "interrupted", "timeout"})
 """Those of :data:`TRANSIENT` after which a write may have happened."""
 
 T = TypeVar("T")
+
+
+def bucket_capabilities(
+    *, endpoint: str, conditions_unproven: bool, writable: bool = True, file_bytes: int = 32 << 20, parallel: int = 4
+) -> Capabilities:
+    """What every bucket can do, and what the stores differ in."""
+    return Capabilities(
+        cas=True,
+        create=True,
+        atomic_write=True,
+        ranges=True,
+        list=True,
+        writable=writable,
+        conditions_unproven=conditions_unproven,
+        endpoint=endpoint,
+        file_bytes=file_bytes,
+        parallel=parallel,
+    )
 
 
 class Upload(Protocol):
@@ -273,20 +292,16 @@ class ObjectStore(ABC):
     def sync(self, paths: Iterable[str]) -> None:  # noqa: B027
         """What a bucket has acknowledged is durable already."""
 
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
         raise UnsupportedError("Writers of an object do not wait for each other; a conditional write decides")
 
     # --- how
 
     def _changed(self, path: str) -> ConflictError:
-        return ConflictError(
-            f"{self.describe(path)} is not what the write was to replace: another writer was faster",
-            kind="condition",
-            path=path,
-        )
+        return changed(self.describe(path), path)
 
     def _taken(self, path: str) -> AlreadyExistsError:
-        return AlreadyExistsError(f"{self.describe(path)} is there already", path=path)
+        return taken(self.describe(path), path)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the filesystem's loop, and wait."""
@@ -374,12 +389,7 @@ class ObjectStore(ABC):
             found = await self._read(fetch.path, fetch.start, fetch.stop, None)
             assert found is not UNCHANGED
             if len(found.data) < fetch.stop - fetch.start:
-                raise CorruptDataError(
-                    f"{fetch.path} ends at byte {found.size}, but bytes {fetch.start} to {fetch.stop} of it are "
-                    "needed; it was cut or is another one",
-                    path=fetch.path,
-                    offset=fetch.start,
-                )
+                raise too_short(self.describe(fetch.path), fetch.path, fetch.start, fetch.stop, found.size)
             take(fetch, found.data)
 
         jobs = [lambda fetch=fetch: one(fetch) for fetch in requests]

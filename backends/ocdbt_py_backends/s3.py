@@ -22,15 +22,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ocdbt_py.errors import InvalidArgumentError, OcdbtError, UnsupportedError
-from ocdbt_py.storage.location import Settings
+from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Capabilities, Condition, Listed, Read, Token, Unchanged
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import SLOTS, Body, ObjectStore, OutOfRange, Upload
+from ocdbt_py_backends.object_store import SLOTS, Body, ObjectStore, OutOfRange, Upload, bucket_capabilities
 
 try:
     import s3fs
     from botocore.exceptions import ClientError
 
+    from ocdbt_py_backends.s3_client import begin_session, without_certificates
     from ocdbt_py_backends.s3_errors import failure, status_of
 except ModuleNotFoundError as error:
     raise UnsupportedError(
@@ -76,6 +77,7 @@ class S3Storage(ObjectStore):
         """``storage_options`` are those of ``S3FileSystem``; ``settings`` mean nothing here."""
         options = {"use_listings_cache": False, **storage_options}
         options["config_kwargs"] = {**_CONFIG, **(options.get("config_kwargs") or {})}
+        options["client_kwargs"] = without_certificates(options)
         path = _path(url)
         try:
             return cls(s3fs.S3FileSystem(**options)), path
@@ -91,17 +93,9 @@ class S3Storage(ObjectStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            cas=True,
-            create=True,
-            atomic_write=True,
-            ranges=True,
-            list=True,
-            writable=True,
+        return bucket_capabilities(
             conditions_unproven=not _AMAZON.fullmatch(self._host()),
             endpoint=self._host(),
-            file_bytes=32 << 20,
-            parallel=4,
         )
 
     def describe(self, path: str) -> str:
@@ -109,7 +103,7 @@ class S3Storage(ObjectStore):
 
     @staticmethod
     def _url(path: str) -> str:
-        return "s3://" + path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return "s3://" + safe_path(path)
 
     def _identity(self) -> tuple[Any, ...]:
         host = self._host()
@@ -124,6 +118,7 @@ class S3Storage(ObjectStore):
 
     async def _client(self, bucket: str) -> Any:
         try:
+            begin_session(self.fs)
             await self.fs.set_session()
             client = await self.fs.get_s3(bucket or None)
         except (TypeError, ValueError) as error:

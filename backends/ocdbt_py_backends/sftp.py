@@ -36,7 +36,7 @@ from ocdbt_py.errors import (
     UnsupportedError,
 )
 from ocdbt_py.storage.coalesce import Fetch, fetches, fill, ranges_of, scatter
-from ocdbt_py.storage.location import Settings
+from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import (
     ABSENT,
     ANY,
@@ -48,12 +48,14 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
     Storage,
     Token,
     Unchanged,
     Writer,
 )
+from ocdbt_py.storage.refusals import changed, taken, too_short
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.sftp_connection import TRANSIENT, Connection, Make, filesystem_class, refusal
 from ocdbt_py_backends.sftp_session import FAILURE, NO_SUCH_FILE, Attributes, Lost, Refused, Session
@@ -65,6 +67,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _GAP = 32 << 10
 _READ_BYTES = 4 << 20
 _READ_TOGETHER = 64
+_BYTES_TOGETHER = 16 << 20
 _HEAD_BYTES = 32 << 10
 _HELD_BYTES = 4 << 20
 _REMOVED_TOGETHER = 64
@@ -151,7 +154,7 @@ class SFTPStorage:
 
     def describe(self, path: str) -> str:
         host, port, _ = self._account()
-        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        shown = safe_path(path)
         return f"sftp://{f'[{host}]' if ':' in host else host}{'' if port == 22 else f':{port}'}{shown}"
 
     # --- reading
@@ -248,7 +251,7 @@ class SFTPStorage:
             if fetch.stop > _MOST_OFFSET:  # the protocol has no words for it
                 attributes = self._do(fetch.path, partial(Session.stat, path=fetch.path))
                 raise self._too_short(fetch, attributes.size)
-            if len(together) == _READ_TOGETHER or nbytes + fetch.stop - fetch.start > 2 * _READ_BYTES:
+            if len(together) == _READ_TOGETHER or nbytes + fetch.stop - fetch.start > _BYTES_TOGETHER:
                 self._fetch_together(together, place, take)
                 together, nbytes = [], 0
             together.append(fetch)
@@ -293,12 +296,7 @@ class SFTPStorage:
             take(fetch, view)
 
     def _too_short(self, fetch: Fetch, size: int | None) -> CorruptDataError:
-        return CorruptDataError(
-            f"{self.describe(fetch.path)} ends at byte {size}, but bytes {fetch.start} to {fetch.stop} of it are "
-            "needed; it was cut or is another one",
-            path=fetch.path,
-            offset=fetch.start,
-        )
+        return too_short(self.describe(fetch.path), fetch.path, fetch.start, fetch.stop, size)
 
     def _list(self, directory: str, stem: str, deep: bool, followed: tuple[str, ...]) -> Iterator[Listed]:
         for name, attributes, real in self._do(directory, lambda session: self._entries(session, directory, stem)):
@@ -431,7 +429,7 @@ class SFTPStorage:
             self._do(together[0], partial(self._sync_files, paths=together))
             self._sync_names(together)
 
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
         raise UnsupportedError("Writers on a server do not wait for each other; a refused rename decides")
 
     def _upload(
@@ -451,7 +449,7 @@ class SFTPStorage:
 
     def _name_new(self, temporary: str, path: str) -> None:
         if not self._claim(temporary, path):
-            raise AlreadyExistsError(f"{self.describe(path)} is there already", path=path)
+            raise taken(self.describe(path), path)
 
     def _claim(self, temporary: str, path: str) -> bool:
         """Give a complete file its name, unless that is taken: False. The temporary name is then still there."""
@@ -638,11 +636,7 @@ class SFTPStorage:
         return self._connection
 
     def _changed(self, path: str) -> ConflictError:
-        return ConflictError(
-            f"{self.describe(path)} is not what the write was to replace: another writer was faster",
-            kind="condition",
-            path=path,
-        )
+        return changed(self.describe(path), path)
 
     def _write_failed(self, session: Session, error: Refused, path: str, nbytes: int) -> OcdbtError:
         if error.code == FAILURE:

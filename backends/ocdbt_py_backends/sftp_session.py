@@ -1,25 +1,34 @@
 """One SFTP conversation (protocol version 3, OpenSSH's extensions) over a channel, with many requests under way.
 
 A request waits for the network; so the next ones are sent meanwhile, as far as the answers fit into memory that is
-bounded (:data:`IN_FLIGHT_BYTES`). paramiko's own client sends ahead through threads that nobody can stop, decodes names
-that are not UTF-8 into errors, and keeps neither the server's extensions nor its limits; of paramiko only the channel
-is used here, with its time limit on every wait.
+bounded (:data:`IN_FLIGHT_BYTES`, :data:`ASKED_BYTES`). paramiko's own client sends ahead through threads that nobody
+can stop, decodes names that are not UTF-8 into errors, and keeps neither the server's extensions nor its limits; of
+paramiko only the channel is used here, with its time limit on every wait.
 
 A session is for one thread at a time. What an operation left unanswered is dropped when the answer comes.
 """
 
 from __future__ import annotations
 
-import stat
 import struct
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ocdbt_py_backends.body import Body
+from ocdbt_py_backends.sftp_packets import (
+    NO_ATTRIBUTES,
+    Answer,
+    Attributes,
+    Lost,
+    as_text,
+    byte_string,
+    path_string,
+    uint32,
+    uint64,
+)
 
 __all__ = [
     "BAD_MESSAGE",
@@ -34,7 +43,10 @@ __all__ = [
 ]
 
 IN_FLIGHT_BYTES = 1 << 20
-"""Asked for and not yet here, or sent and not yet acknowledged; below the channel's window of 2 MiB."""
+"""Sent and not yet acknowledged; below the channel's window of 2 MiB."""
+
+ASKED_BYTES = 4 << 20
+"""Asked for and not yet here. What the window does not admit waits at the server, which then waits for nothing else."""
 
 _LEAST_REQUEST = 32 << 10  # every server takes so many bytes in one request
 _MOST_REQUEST = 128 << 10
@@ -57,39 +69,12 @@ _STATVFS = b"statvfs@openssh.com"
 _LIMITS = b"limits@openssh.com"
 
 
-class Lost(Exception):
-    """The connection broke, or no answer came in time (then ``__cause__`` is a ``TimeoutError``). What was asked may
-    have happened.
-    """
-
-
 class Refused(Exception):
     """The server's answer to a request is an error."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"status {code}: {text}")
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What a server says of a file; None: it does not say. ``modified`` is in seconds."""
-
-    size: int | None = None
-    mode: int | None = None
-    modified: int | None = None
-
-    @property
-    def is_directory(self) -> bool:
-        return self.mode is not None and stat.S_ISDIR(self.mode)
-
-    @property
-    def is_file(self) -> bool:
-        return self.mode is None or stat.S_ISREG(self.mode)
-
-    @property
-    def is_link(self) -> bool:
-        return self.mode is not None and stat.S_ISLNK(self.mode)
 
 
 class Session:
@@ -125,11 +110,11 @@ class Session:
     # --- files
 
     def open(self, path: str) -> bytes:
-        return self._handle(self._ask(_OPEN, _name(path), _uint32(_FOR_READING), _NO_ATTRIBUTES))
+        return self._handle(self._ask(_OPEN, path_string(path), uint32(_FOR_READING), NO_ATTRIBUTES))
 
     def open_many(self, paths: Sequence[str]) -> list[bytes | Refused]:
         """Handles for reading, asked for together."""
-        asked = [self._ask(_OPEN, _name(path), _uint32(_FOR_READING), _NO_ATTRIBUTES) for path in paths]
+        asked = [self._ask(_OPEN, path_string(path), uint32(_FOR_READING), NO_ATTRIBUTES) for path in paths]
         found: list[bytes | Refused] = []
         for request in asked:
             try:
@@ -141,19 +126,19 @@ class Session:
     def open_for_writing(self, path: str, *, new: bool) -> bytes:
         """``new``: made, or emptied if there; else it must be there."""
         flags = _FOR_WRITING | (_CREATE | _TRUNCATE if new else 0)
-        return self._handle(self._ask(_OPEN, _name(path), _uint32(flags), _NO_ATTRIBUTES))
+        return self._handle(self._ask(_OPEN, path_string(path), uint32(flags), NO_ATTRIBUTES))
 
     def close_handle(self, *handles: bytes) -> None:
         """Of files that were read: nobody waits for the answer."""
         for handle in handles:
-            self._send(_CLOSE, _string(handle))
+            self._send(_CLOSE, byte_string(handle))
 
     def finish(self, handle: bytes, *, synced: bool) -> Attributes:
         """Close a written file, on the disk if the server can do that; what the server says of it."""
-        asked = [self._ask(_FSTAT, _string(handle))]
+        asked = [self._ask(_FSTAT, byte_string(handle))]
         if synced and self.can_sync:
-            asked.append(self._ask(_EXTENDED, _string(_FSYNC), _string(handle)))
-        asked.append(self._ask(_CLOSE, _string(handle)))
+            asked.append(self._ask(_EXTENDED, byte_string(_FSYNC), byte_string(handle)))
+        asked.append(self._ask(_CLOSE, byte_string(handle)))
         attributes = self._attributes(asked[0])
         for request in asked[1:]:
             self._status(request)
@@ -162,7 +147,7 @@ class Session:
     def begin_reading(self, handle: bytes, most: int) -> tuple[Attributes, bytes]:
         """What the server says of an open file, and its first bytes, both asked for at once."""
         first = bytearray(min(most, self._most_read))
-        described, read = self._ask(_FSTAT, _string(handle)), self._ask_read(handle, 0, memoryview(first))
+        described, read = self._ask(_FSTAT, byte_string(handle)), self._ask_read(handle, 0, memoryview(first))
         attributes = self._attributes(described)
         if not attributes.is_file:
             return attributes, b""
@@ -194,7 +179,7 @@ class Session:
             in_flight += len(view)
 
         for index, offset, view in pieces:
-            while asked and in_flight + len(view) > IN_FLIGHT_BYTES:
+            while asked and in_flight + len(view) > ASKED_BYTES:
                 take()
             ask(index, offset, view)
         while asked:
@@ -210,7 +195,7 @@ class Session:
                 self._status(request)
                 in_flight -= size
             asked.append(
-                (self._ask(_WRITE, _string(handle), _uint64(offset), _uint32(len(part)), *part.views), len(part))
+                (self._ask(_WRITE, byte_string(handle), uint64(offset), uint32(len(part)), *part.views), len(part))
             )
             offset += len(part)
             in_flight += len(part)
@@ -225,7 +210,7 @@ class Session:
         """Have the server wait for its disk. A directory is opened as a file is, which OpenSSH allows."""
         handles = self.open_many(paths)
         opened = [handle for handle in handles if isinstance(handle, bytes)]
-        asked = [self._ask(_EXTENDED, _string(_FSYNC), _string(handle)) for handle in opened]
+        asked = [self._ask(_EXTENDED, byte_string(_FSYNC), byte_string(handle)) for handle in opened]
         self.close_handle(*opened)
         for request in asked:
             self._status(request)
@@ -237,7 +222,7 @@ class Session:
 
     def stat(self, path: str) -> Attributes:
         """Of what a symbolic link leads to."""
-        return self._attributes(self._ask(_STAT, _name(path)))
+        return self._attributes(self._ask(_STAT, path_string(path)))
 
     def found(self, path: str) -> Attributes | None:
         """As :meth:`stat`; None where nothing is."""
@@ -250,7 +235,7 @@ class Session:
 
     def rename(self, source: str, target: str) -> None:
         """The protocol's own: a target that is there is refused."""
-        self._status(self._ask(_RENAME, _name(source), _name(target)))
+        self._status(self._ask(_RENAME, path_string(source), path_string(target)))
 
     @property
     def can_replace(self) -> bool:
@@ -258,37 +243,37 @@ class Session:
 
     def replace(self, source: str, target: str) -> None:
         """As ``os.replace`` on the server."""
-        self._status(self._ask(_EXTENDED, _string(_POSIX_RENAME), _name(source), _name(target)))
+        self._status(self._ask(_EXTENDED, byte_string(_POSIX_RENAME), path_string(source), path_string(target)))
 
     def remove(self, paths: Sequence[str]) -> list[Refused | None]:
         """Of each file, why it was not removed."""
-        return self._statuses([self._ask(_REMOVE, _name(path)) for path in paths])
+        return self._statuses([self._ask(_REMOVE, path_string(path)) for path in paths])
 
     def make_directory(self, path: str) -> None:
-        self._status(self._ask(_MKDIR, _name(path), _NO_ATTRIBUTES))
+        self._status(self._ask(_MKDIR, path_string(path), NO_ATTRIBUTES))
 
     def remove_directory(self, path: str) -> None:
-        self._status(self._ask(_RMDIR, _name(path)))
+        self._status(self._ask(_RMDIR, path_string(path)))
 
     def real_path(self, path: str) -> str:
-        kind, answer = self._answer(self._ask(_REALPATH, _name(path)))
+        kind, answer = self._answer(self._ask(_REALPATH, path_string(path)))
         if kind != _NAME or answer.uint32() < 1:
             raise self._nonsense(kind)
-        return _text(answer.string())
+        return as_text(answer.string())
 
     def listing(self, path: str) -> Iterator[tuple[str, Attributes]]:
         """Names in a directory, and what the server says of each, not following links."""
-        handle = self._handle(self._ask(_OPENDIR, _name(path)))
+        handle = self._handle(self._ask(_OPENDIR, path_string(path)))
         asked: deque[int] = deque()
         try:
             while True:
                 while len(asked) < _NAMES_AHEAD:
-                    asked.append(self._ask(_READDIR, _string(handle)))
+                    asked.append(self._ask(_READDIR, byte_string(handle)))
                 kind, answer = self._answer(asked.popleft())
                 if kind != _NAME:
                     raise self._nonsense(kind)
                 for _ in range(answer.uint32()):
-                    name = _text(answer.string())
+                    name = as_text(answer.string())
                     answer.string()  # the line that ls would print
                     attributes = answer.attributes()
                     if name not in (".", ".."):
@@ -304,7 +289,7 @@ class Session:
         """Where the server can tell."""
         if _STATVFS not in self.extensions:
             return None
-        kind, answer = self._answer(self._ask(_EXTENDED, _string(_STATVFS), _name(path)))
+        kind, answer = self._answer(self._ask(_EXTENDED, byte_string(_STATVFS), path_string(path)))
         if kind != _EXTENDED_REPLY:
             raise self._nonsense(kind)
         _, fragment, _, _, available = (answer.uint64() for _ in range(5))
@@ -317,13 +302,13 @@ class Session:
         length, kind = struct.unpack(">IB", self._take(5))
         if kind != _VERSION or not 5 <= length < _LONGEST_ANSWER:
             raise self._nonsense(kind)
-        answer = _Answer(self._take(length - 1))
+        answer = Answer(self._take(length - 1))
         answer.uint32()
         while answer.left:
             name = answer.string()
             self.extensions[name] = answer.string()
         if _LIMITS in self.extensions:
-            kind, limits = self._answer(self._ask(_EXTENDED, _string(_LIMITS)))
+            kind, limits = self._answer(self._ask(_EXTENDED, byte_string(_LIMITS)))
             if kind == _EXTENDED_REPLY:
                 _, most_read, most_written, _ = (limits.uint64() for _ in range(4))
                 # 0: the server does not say
@@ -337,7 +322,7 @@ class Session:
         return request
 
     def _ask_read(self, handle: bytes, offset: int, view: memoryview) -> int:
-        request = self._send(_READ, _string(handle), _uint64(offset), _uint32(len(view)))
+        request = self._send(_READ, byte_string(handle), uint64(offset), uint32(len(view)))
         self._awaited[request] = view
         return request
 
@@ -356,7 +341,7 @@ class Session:
         if kind == _STATUS:
             code = content.uint32()
             if code != _OK:
-                raise Refused(code, _text(content.string()) if content.left else "")
+                raise Refused(code, as_text(content.string()) if content.left else "")
         return kind, content
 
     def _handle(self, request: int) -> bytes:
@@ -416,7 +401,7 @@ class Session:
             self._take_into(view[:count])
             self._answers[request] = kind, count
         else:
-            self._answers[request] = kind, _Answer(self._take(left))
+            self._answers[request] = kind, Answer(self._take(left))
 
     def _take(self, size: int) -> bytes:
         if size <= len(self._received):
@@ -464,74 +449,3 @@ class Session:
     def _nonsense(self, kind: int) -> Lost:
         self.close()
         return Lost(f"the server's answer (kind {kind}) is none to what was asked")
-
-
-class _Answer:
-    """A cursor over the content of one answer."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def left(self) -> int:
-        return len(self._data) - self._at
-
-    def uint32(self) -> int:
-        return self._number(4)
-
-    def uint64(self) -> int:
-        return self._number(8)
-
-    def string(self) -> bytes:
-        return self._cut(self.uint32())
-
-    def attributes(self) -> Attributes:
-        size = mode = modified = None
-        flags = self.uint32()
-        if flags & 0x1:
-            size = self.uint64()
-        if flags & 0x2:
-            self._cut(8)  # owner and group
-        if flags & 0x4:
-            mode = self.uint32()
-        if flags & 0x8:
-            self._cut(4)  # time of access
-            modified = self.uint32()
-        if flags & 0x80000000:
-            for _ in range(self.uint32()):
-                self.string()
-                self.string()
-        return Attributes(size, mode, modified)
-
-    def _number(self, size: int) -> int:
-        return int.from_bytes(self._cut(size), "big")
-
-    def _cut(self, size: int) -> bytes:
-        if size > self.left:
-            raise Lost("an answer of the server is cut off")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-
-_NO_ATTRIBUTES = struct.pack(">I", 0)
-
-
-def _uint32(number: int) -> bytes:
-    return number.to_bytes(4, "big")
-
-
-def _uint64(number: int) -> bytes:
-    return number.to_bytes(8, "big")
-
-
-def _string(data: bytes) -> bytes:
-    return _uint32(len(data)) + data
-
-
-def _name(path: str) -> bytes:
-    return _string(path.encode("utf-8", "surrogateescape"))
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")

@@ -3,6 +3,7 @@
 engine      one database: its current manifest, its versions' trees, commits to it
 committer   the threads of one process queue up here
 commit      the commit protocol: stage values, rewrite the tree, replace the manifest, start over on conflict
+notes       small commits of processes that wait, made by the one whose turn it is
 mutations   what a commit changes, and its values staged as columns
 rewrite     mutations + old tree -> new tree
 columns     join, pick and cut the columns of nodes

@@ -2,7 +2,7 @@
 
     stage the values (long ones go into data files)
     repeat until the time is up:
-        queue for the manifest, where the storage can; load it
+        queue for the manifest, where the storage can, unless another writer commits ours along with its own; load it
         rewrite the tree, append the version, begin to write the manifest where nobody sees it
         close and sync the data files
         replace the manifest if it is still the one loaded
@@ -24,13 +24,14 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ocdbt_py.engine.data_files import DataFiles, NameSource, random_name
 from ocdbt_py.engine.manifests import Manifests, Seen
 from ocdbt_py.engine.mutations import Mutations, Staged
 from ocdbt_py.engine.nodes import Nodes
+from ocdbt_py.engine.notes import Company, is_kept, note_of, take_along, travels
 from ocdbt_py.engine.options import Config, WriteOptions
 from ocdbt_py.engine.rewrite import EMPTY, Rewriter, Root
 from ocdbt_py.engine.tree import NO_VERSION, Tree
@@ -46,7 +47,7 @@ from ocdbt_py.errors import (
 from ocdbt_py.format.config import ManifestKind, StoredConfig
 from ocdbt_py.format.manifest import Manifest
 from ocdbt_py.format.versions import VersionEntry
-from ocdbt_py.storage.protocol import Hold, Storage
+from ocdbt_py.storage.protocol import Hold, Note, Storage
 
 Clock = Callable[[], int]
 """Nanoseconds since the Unix epoch."""
@@ -78,6 +79,7 @@ class Target:
     nodes: Nodes
     options: WriteOptions
     sources: Sources
+    company: Company = field(default_factory=Company)
 
     def new_config(self) -> StoredConfig:
         """The configuration a database created here gets; the manifest kind follows from what the storage can do."""
@@ -100,9 +102,10 @@ class Target:
 
 
 class Committed(NamedTuple):
-    """What is current after a commit, and where its values were put."""
+    """What is current after a commit, None if another process made it along with its own; and where its values were
+    put."""
 
-    seen: Seen
+    seen: Seen | None
     staged: Staged
 
 
@@ -198,16 +201,20 @@ class _Commit:
         self._assumed = assumed
         self._uncertain: list[_Uncertain] = []
 
-    def repeat(self, seen: Seen) -> Seen:
-        """Attempt until it is done or the time is up."""
+    def repeat(self, seen: Seen) -> Seen | None:
+        """Attempt until it is done or the time is up; None if another process has done it."""
         timeout = self._target.options.commit_timeout
         deadline = time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while True:
             try:
-                with self._target.manifests.hold(max(0.0, deadline - time.monotonic())) as hold:
+                note = self._note()
+                with self._target.manifests.hold(max(0.0, deadline - time.monotonic()), note) as hold:
+                    if note is not None and note.done:
+                        self._target.company.was_there()
+                        return None
                     seen = self._target.manifests.load(seen)
-                    if self._is_done(seen):
+                    if self._is_done(seen) or (note is not None and self._was_done(note, seen)):
                         return seen
                     return self._attempt(seen, hold)
             except (ConflictError, WaitTimeoutError) as error:
@@ -222,6 +229,19 @@ class _Commit:
             time.sleep(pause * random.uniform(0.5, 1.0))  # all losers would otherwise meet again
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _note(self) -> Note | None:
+        """What to leave to others while waiting; nothing that asks for more than they can do."""
+        if self._condition is not None or self._assumed or not travels(self._staged):
+            return None
+        return Note(lambda: note_of(self._staged, self._config))
+
+    def _was_done(self, note: Note, seen: Seen) -> bool:
+        """Whether another process did it, and did not come to say so."""
+        if not note.promise or seen.manifest is None or not is_kept(note.promise, seen.manifest, self._target.nodes):
+            return False
+        self._target.manifests.sync(seen)
+        return True
+
     def _attempt(self, seen: Seen, hold: Hold | None) -> Seen:
         target, data_files = self._target, self._data_files
         if self._assumed and seen.manifest is not None:
@@ -234,9 +254,11 @@ class _Commit:
                 self._condition(Tree(target.nodes, latest or NO_VERSION))
             except (ConflictError, NotFoundError) as error:
                 raise Unmet(error) from None
+        prefix = target.options.value_data_prefix
+        along = take_along(self._staged, hold, manifest.config, target.company, prefix, data_files)
         prefix = target.options.btree_node_data_prefix
         old = root_of(latest)
-        new = Rewriter(target.nodes, manifest.config, self._staged, data_files, prefix).rewrite(old)
+        new = Rewriter(target.nodes, manifest.config, along.staged, data_files, prefix).rewrite(old)
         if new is None:
             if latest is not None:
                 data_files.abort()
@@ -247,6 +269,7 @@ class _Commit:
         successor = append(manifest, version, target.nodes, data_files, prefix)
         put_in_place = target.manifests.begin(seen, successor, hold)
         data_files.flush()
+        along.promise(version)
         kept = data_files.keep()  # from here on the manifest may be in place, whatever fails, and name these files
         attempt = _Uncertain(version, kept, successor.config.manifest_kind is ManifestKind.SINGLE)
         try:
@@ -264,10 +287,12 @@ class _Commit:
             now = seen
         else:
             if attempt.settled_by_another:
+                along.done(target.company)
                 return now
             self._uncertain.append(attempt)  # a number that was free is no proof that it is the newest
         now = target.manifests.load(now)
         if self._is_done(now):
+            along.done(target.company)
             return now
         raise ConflictError(f"Version {version.generation} is not ours, or not there yet")
 

@@ -74,7 +74,9 @@ class Engine:
             seen = self._seen
         committed = self._committer.commit(mutations, seen, condition)
         with self._lock:
-            if _generation(committed.seen) > _generation(self._seen):
+            if committed.seen is None:
+                self._seen_at = -float("inf")  # there is a newer one, which was never here
+            elif _generation(committed.seen) > _generation(self._seen):
                 # now, and not the time of the call: a read that was asked since may have seen what was before
                 self._seen, self._seen_at = committed.seen, time.monotonic()
         return committed.staged

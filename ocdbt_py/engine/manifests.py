@@ -24,7 +24,7 @@ from ocdbt_py.format.manifest import (
     numbered_manifest_name,
     parse_numbered_manifest_name,
 )
-from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Condition, Hold, Read, Storage, Token
+from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Condition, Hold, Note, Read, Storage, Token
 
 KEPT_NUMBERED = 128
 """Numbered manifests older than the newest by more than this are removed."""
@@ -111,13 +111,21 @@ class Manifests:
         return put_in_place
 
     @contextmanager
-    def hold(self, timeout: float) -> Iterator[Hold | None]:
+    def hold(self, timeout: float, note: Note | None = None) -> Iterator[Hold | None]:
         """Queue for the manifest before building on it, where the storage knows how to; None where it does not."""
         if not self._storage.capabilities.hold:
             yield None
             return
-        with self._storage.hold(self._path, timeout) as hold:
+        with self._storage.hold(self._path, timeout, note) as hold:
             yield hold
+
+    def sync(self, seen: Seen) -> None:
+        """Make sure that what was seen survives a crash, whoever wrote it."""
+        assert seen.manifest is not None
+        path, latest = self._path, seen.manifest.latest
+        if seen.manifest.config.manifest_kind is ManifestKind.NUMBERED and latest is not None:
+            path = f"{self._base}/{numbered_manifest_name(latest.generation)}"
+        self._storage.sync([path])
 
     def _load_numbered(self, seen: Seen) -> Seen:
         assert seen.manifest is not None

@@ -147,6 +147,11 @@ def safe_url(url: str) -> str:
     return "::".join(links)
 
 
+def safe_path(path: str) -> str:
+    """``path`` as it may be shown: what is no Unicode (surrogate escapes) stands as ``\\x`` and two digits."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def load_backend(target: str) -> Any:
     """The class ``target`` names as ``module:class``, of the package that lies beside this one."""
     module, _, name = target.partition(":")

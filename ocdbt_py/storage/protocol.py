@@ -115,8 +115,38 @@ class Writer(Protocol):
         """Leave nothing behind. Does nothing after ``close`` or another ``abort``."""
 
 
+@dataclass(slots=True)
+class Note:
+    """What a writer who has to wait would have the holder do along with its own; ``write`` says it, if need be.
+
+    After the wait: whether some holder had ``taken`` it, whether that one said that it is ``done``, in which case
+    nothing is held, and else its ``promise``. Who made the promise holds no more, whatever became of it.
+    """
+
+    write: Callable[[], bytes]
+    taken: bool = False
+    done: bool = False
+    promise: bytes = b""
+
+
+class TakenNote(Protocol):
+    """A note in the hands of the holder. It need not do what is asked; the writer then does it when its turn comes."""
+
+    data: bytes
+
+    def promise(self, token: bytes) -> None:
+        """At most 48 bytes, said before it is done: how the writer can find out whether it was."""
+
+    def done(self) -> None:
+        """It is done, for good. The writer learns so at the end of the hold, and need not wait any longer."""
+
+
 class Hold(Protocol):
     """The queue for one file has been passed: until released, cooperating writers of it wait."""
+
+    def take_notes(self, expected: int = 0, patience: float = 0.0) -> Sequence[TakenNote]:
+        """What those who wait have left, for us and nobody else; as soon as there are so many, or after ``patience``
+        seconds."""
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
         """As :meth:`Storage.write` for the held path."""
@@ -180,5 +210,8 @@ class Storage(Protocol):
     def map(self, path: str) -> memoryview:
         """The whole file as a private, writable copy-on-write memory map."""
 
-    def hold(self, path: str, timeout: float) -> AbstractContextManager[Hold]:
-        """Wait for the right to replace ``path``; ``WaitTimeoutError`` after ``timeout`` seconds."""
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
+        """Wait for the right to replace ``path``; ``WaitTimeoutError`` after ``timeout`` seconds.
+
+        A storage may have a ``note`` taken by a holder before us. One that is not is as if it had never been.
+        """

@@ -30,8 +30,10 @@ from ocdbt_py.storage.protocol import (
     Filling,
     Hold,
     Listed,
+    Note,
     Read,
     Storage,
+    TakenNote,
     Token,
     Unchanged,
     Writer,
@@ -139,9 +141,9 @@ class FaultyStorage:
             self.unsynced.add(path)
 
     @contextmanager
-    def hold(self, path: str, timeout: float) -> Iterator[Hold]:
+    def hold(self, path: str, timeout: float, note: Note | None = None) -> Iterator[Hold]:
         self._count("hold")
-        with self.inner.hold(path, timeout) as held:
+        with self.inner.hold(path, timeout, note) as held:
             yield _FaultyHold(self, held)
 
     def delete(self, path: str) -> None:
@@ -219,6 +221,9 @@ class _FaultyHold:
 
     def write(self, buffers: Sequence[Buffer], if_version: Token | Condition = ANY) -> Token:
         return self.begin(buffers)(if_version)
+
+    def take_notes(self, expected: int = 0, patience: float = 0.0) -> Sequence[TakenNote]:
+        return self._inner.take_notes(expected, patience)
 
     def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
         self._storage._count("hold.begin")

@@ -771,7 +771,7 @@ def test_a_body_is_cut_and_read_without_being_joined() -> None:
     assert list(Body([]).parts(10)) == []
 
 
-def test_the_reader_of_a_body_is_a_seekable_file() -> None:
+def test_the_reader_of_a_body_reads_and_seeks_as_a_file_does() -> None:
     data = os.urandom(1000)
     reader: Any = Body([data[:300], data[300:301], data[301:]]).reader()
     plain = io.BytesIO(data)
@@ -784,4 +784,25 @@ def test_the_reader_of_a_body_is_a_seekable_file() -> None:
     reader.seek(0)
     assert reader.read() == data
     assert reader.read(-1) == b""
-    assert (reader.readable(), reader.seekable(), reader.writable(), len(reader)) == (True, True, False, 1000)
+    assert len(reader) == 1000
+
+
+def test_what_sends_a_body_again_gets_all_of_it_again() -> None:
+    data = os.urandom(600 << 10)
+    reader = Body([data[:1000], data[1000:]]).reader()
+
+    async def sent() -> list[bytes]:
+        return [bytes(piece) async for piece in reader]
+
+    reader.read(7)
+    first = asyncio.run(sent())
+    assert b"".join(first) == data
+    assert max(map(len, first)) <= 256 << 10
+    assert asyncio.run(sent()) == first
+
+
+def test_short_buffers_are_sent_together() -> None:
+    values = [bytes([i]) * 1000 for i in range(100)]
+    pieces = list(Body([*values, bytes(200_000), *values]).pieces(90_000))
+    assert b"".join(pieces) == b"".join([*values, bytes(200_000), *values])
+    assert [len(piece) for piece in pieces] == [65_000 + 25_000, 10_000, 90_000, 90_000, 20_000, 90_000, 10_000]

@@ -119,6 +119,18 @@ def test_reads_come_together_in_whatever_order_and_pieces(
     assert session.read_into([(handle, 60_000, memoryview(bytearray(100)))]) == [0]
 
 
+def test_reads_are_asked_for_together_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp_session, "_LEAST_REQUEST", 1000)
+    monkeypatch.setattr(sftp_session, "ASKED_BYTES", 10_000)
+    server = Server(piece=5000)
+    server.content += os.urandom(50_500)
+    session = Session(server)
+    target = bytearray(50_500)
+    assert session.read_into([(session.open("/f"), 0, memoryview(target))]) == [50_500]
+    assert target == server.content
+    assert 5 <= server.most_due <= 11
+
+
 def test_writes_go_out_together_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sftp_session, "_LEAST_REQUEST", 1000)
     monkeypatch.setattr(sftp_session, "IN_FLIGHT_BYTES", 10_000)

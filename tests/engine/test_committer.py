@@ -23,7 +23,7 @@ from ocdbt_py.engine.commit import Sources
 from ocdbt_py.engine.mutations import Mutations
 from ocdbt_py.engine.process_lock import ProcessLock
 from ocdbt_py.storage.location import Place, Settings, resolve
-from ocdbt_py.storage.protocol import Hold
+from ocdbt_py.storage.protocol import Hold, Note
 from ocdbt_py.testing.faulty import FaultyStorage
 
 PATIENCE = 30.0
@@ -325,8 +325,8 @@ def test_whatever_fails_once_the_manifest_is_in_place_the_version_stays_whole(
 ) -> None:
     class Failing(FaultyStorage):
         @contextmanager
-        def hold(self, path: str, timeout: float) -> Iterator[Hold]:
-            with super().hold(path, timeout) as held:
+        def hold(self, path: str, timeout: float, note: Note | None = None) -> Iterator[Hold]:
+            with super().hold(path, timeout, note) as held:
                 yield held
             raise error
 
@@ -380,7 +380,7 @@ def test_a_forked_child_commits_what_it_wants_and_nothing_of_what_its_parent_had
         }
     new = [set(after) - set(before) for before, after in itertools.pairwise(added)]
     assert sum(map(len, new)) == 11
-    assert {b"a", b"b"} in new
+    assert any({b"a", b"b"} <= each for each in new)  # perhaps with the children's, made while they waited
 
 
 def test_threads_of_a_forked_child_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

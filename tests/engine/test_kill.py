@@ -28,6 +28,7 @@ from ocdbt_py.errors import StorageError, StoragePermissionError
 from ocdbt_py.storage.location import Settings, resolve
 from ocdbt_py.testing.faulty import FaultyStorage
 from ocdbt_py_backends.local_lock import SUFFIX
+from ocdbt_py_backends.local_syncing import _Waiter
 
 # Writers are forked from a process that has imported everything and started nothing.
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -111,12 +112,16 @@ class Tripwire:
 # --- killed
 
 
-def write_on(directory: Path, name: str, first: int, pause: float, told: Connection) -> None:
-    """Commit after commit, each told when it is acknowledged, and each with a value that lies in a data file."""
+LONG = 120
+"""Digits repeated so often lie in a data file; fewer stay in the node, and others may commit them along with theirs."""
+
+
+def write_on(directory: Path, name: str, first: int, pause: float, times: int, told: Connection) -> None:
+    """Commit after commit, each told when it is acknowledged, and each with digits so many ``times``."""
     with ocdbt_py.open(directory, "r+") as db:
         number = first
         while True:
-            db.update({f"{name}-{number:06}": b"%d" % number * 120, f"{name}-last": b"%d" % number})
+            db.update({f"{name}-{number:06}": b"%d" % number * times, f"{name}-last": b"%d" % number})
             told.send(number)
             number += 1
             time.sleep(pause)
@@ -125,9 +130,9 @@ def write_on(directory: Path, name: str, first: int, pause: float, told: Connect
 class Killable:
     """A process that runs :func:`write_on`."""
 
-    def __init__(self, directory: Path, name: str, first: int, pause: float = 0.0) -> None:
+    def __init__(self, directory: Path, name: str, first: int, pause: float = 0.0, times: int = LONG) -> None:
         self._told, told = FORKSERVER.Pipe(duplex=False)
-        self._process = FORKSERVER.Process(target=write_on, args=(directory, name, first, pause, told))
+        self._process = FORKSERVER.Process(target=write_on, args=(directory, name, first, pause, times, told))
         self._process.start()
         told.close()
         self.acknowledged = first - 1
@@ -149,11 +154,11 @@ class Killable:
             self._told.close()
 
 
-def last_whole(found: dict[bytes, bytes], name: str) -> int:
+def last_whole(found: dict[bytes, bytes], name: str, times: int = LONG) -> int:
     """The number of the last commit, all of which are there whole and in order."""
     last = int(found.get(b"%s-last" % name.encode(), b"0"))
     mine = {key: value for key, value in found.items() if key.startswith(name.encode()) and not key.endswith(b"last")}
-    assert mine == {b"%s-%06d" % (name.encode(), number): b"%d" % number * 120 for number in range(1, last + 1)}
+    assert mine == {b"%s-%06d" % (name.encode(), number): b"%d" % number * times for number in range(1, last + 1)}
     return last
 
 
@@ -183,6 +188,31 @@ def test_a_killed_writer_leaves_all_that_was_acknowledged_and_blocks_nobody(tmp_
         assert db.version.generation == 1 + last + survived
         db["next"] = b"x"
     assert contents(directory) == {**found, b"next": b"x"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writers_killed_while_others_commit_along_with_theirs_lose_nothing_acknowledged(
+    tmp_path: Path, kind: str
+) -> None:
+    directory = tmp_path / "db"
+    ocdbt_py.open(directory, "x", config=CONFIG[kind], durable=False).close()
+    acknowledged: dict[str, int] = {}
+    for group in range(4):
+        writers = {f"{group}{name}": Killable(directory, f"{group}{name}", 1, times=1) for name in "abcd"}
+        while writers:
+            for writer in writers.values():
+                writer.wait_for_more(5)
+            name, writer = writers.popitem()
+            writer.kill()
+            acknowledged[name] = writer.acknowledged
+    found = contents(directory)
+    for name, number in acknowledged.items():
+        assert last_whole(found, name, times=1) in (number, number + 1)
+    with ocdbt_py.open(directory, "r+") as db:
+        assert db.version.generation < 1 + sum(acknowledged.values())  # they did commit along with each other
+        db["next"] = b"x"
+    assert contents(directory) == {**found, b"next": b"x"}
+    assert not list(directory.rglob("*_notes*"))
 
 
 def change_and_die(directory: Path, at: int) -> None:
@@ -221,8 +251,10 @@ def test_killed_before_any_call_of_the_system_the_old_or_the_new_version_is_ther
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["the disk is full", "the disk fails"])
 def test_whatever_the_system_refuses_the_old_version_stays_and_nothing_is_left(
-    tmp_path: Path, kind: str, number: int
+    tmp_path: Path, kind: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_Waiter, "take", lambda waiter, job: None)  # one call after the other, the same each time
+
     def refuse() -> None:
         raise OSError(number, os.strerror(number))
 

@@ -21,7 +21,7 @@ from upath import UPath
 import ocdbt_py.backends
 from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, PathNotFoundError, UnsupportedError
 from ocdbt_py.storage import location
-from ocdbt_py.storage.location import Place, Settings, resolve, safe_url
+from ocdbt_py.storage.location import Place, Settings, resolve, safe_path, safe_url
 from ocdbt_py.testing.storage_suite import put
 from ocdbt_py_backends.block_cache import BlockCache
 from ocdbt_py_backends.caching import CachingStorage
@@ -331,6 +331,12 @@ def test_a_web_address_stays_encoded_at_the_end_of_a_chain_too() -> None:
 )
 def test_a_safe_url_holds_no_secret(url: str, shown: str) -> None:
     assert safe_url(url) == shown
+
+
+def test_a_path_is_shown_whatever_bytes_it_is_made_of() -> None:
+    shown = safe_path(os.fsdecode("bücher/".encode() + b"\xff/f"))
+    assert shown == "bücher/\\xff/f"
+    assert shown.encode()
 
 
 class OtherPeoplesBackend:

@@ -1,0 +1,76 @@
+"""After you: a writer of another program gets its turn between two of ours.
+
+TensorStore's writers build on the manifest first, and then wait inside the system for the lock. Ours come back for it
+at once, and hold it while they build: whenever the other one's turn has come, the manifest is another one, and it
+starts over, for ever. So whoever gives the lock back looks, now and then, whether somebody waits for it in the system,
+and if so stays away from it for about as long as two commits take, and so do those that it served. Our own writers do
+not wait there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+__all__ = ["give_way", "is_waited_for", "look_around", "stay_away"]
+
+_EVERY = 4
+"""Turns of ours for one look."""
+
+_LONGEST = 0.05
+_MOST_PATHS = 256
+_LOCKS = "/proc/locks"
+
+
+@dataclass(slots=True)
+class _Turns:
+    taken: int = 0
+    away_until: float = 0.0
+
+
+_turns: dict[str, _Turns] = {}
+"""By the path of the file that is locked, for all threads of this process."""
+
+
+def give_way(path: str, timeout: float) -> None:
+    """Stay away for the rest of the time that was promised to others."""
+    turns = _turns.get(path)
+    if turns is not None and turns.away_until:
+        pause, turns.away_until = turns.away_until - time.monotonic(), 0.0
+        if pause > 0:
+            time.sleep(min(pause, timeout))
+
+
+def look_around(path: str, fd: int, held: float) -> float:
+    """Before the lock, the open file ``fd``, is given back after ``held`` seconds: how many to stay away from it."""
+    turns = _turns_at(path)
+    turns.taken += 1
+    if turns.taken % _EVERY or not is_waited_for(fd):
+        return 0.0
+    return min(2 * held, _LONGEST)
+
+
+def stay_away(path: str, seconds: float) -> None:
+    """From now on, when it would next be held."""
+    _turns_at(path).away_until = time.monotonic() + min(seconds, _LONGEST)
+
+
+def _turns_at(path: str) -> _Turns:
+    turns = _turns.get(path)
+    if turns is None:
+        if len(_turns) >= _MOST_PATHS:
+            _turns.clear()
+        turns = _turns[path] = _Turns()
+    return turns
+
+
+def is_waited_for(fd: int) -> bool:
+    """Whether another open file waits in the system for the lock of this one."""
+    with suppress(OSError):
+        status = os.fstat(fd)
+        file = f" {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
+        with open(_LOCKS, encoding="ascii") as locks:
+            return any("->" in line and file in line for line in locks)
+    return False
