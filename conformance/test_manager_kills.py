@@ -122,4 +122,6 @@ def unfinished(place: Any) -> list[str]:
     if place.storage.capabilities.rename:
         return [name for name in names if ".orbax-checkpoint-tmp" in name and name[0].isdigit()]
     steps = set(Root(place, CheckpointManagerOptions(read_only=True)).steps())
-    return [name for step, name in step_directories(place, StepNames()).items() if step not in steps | {2024}]
+    names = [name for step, name in step_directories(place, StepNames()).items() if step not in steps | {2024}]
+    # a bucket has no empty directories; the disk that stands for one here has those of writes that had just begun
+    return [name for name in names if any(place.storage.list(f"{place.path}/{name}/", deep=True))]
