@@ -7,7 +7,7 @@ WORKFLOWS := .venv-workflows
 WORKFLOWS_READY := $(WORKFLOWS)/ready
 AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
 
-.PHONY: demo test test-workflows azurite lint bench bench-paper clean
+.PHONY: demo test test-workflows azurite lint bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
@@ -30,13 +30,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks.imports
-	$(BIN)/python -m benchmarks.kv
-	$(BIN)/python -m benchmarks.pytrees
+# All benchmarks; the results are in build/benchmarks. It takes about an hour, 16 GiB of memory and 30 GB of disk.
+bench: $(WORKFLOWS_READY)
+	$(WORKFLOWS)/bin/python -m benchmarks
 
-bench-paper: $(WORKFLOWS_READY)
-	$(WORKFLOWS)/bin/python -m benchmarks.paper
+# One round of a selection, in under five minutes; without torch, where its environment has not been made.
+bench-quick: $(READY)
+	$(if $(wildcard $(WORKFLOWS_READY)),$(WORKFLOWS),$(VENV))/bin/python -m benchmarks --quick
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

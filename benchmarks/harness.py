@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,25 @@ def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 
 
 class PrimedMemory:
-    """Memory touched by the driver, given back to the kernel just before a child allocates."""
+    """Memory touched by the driver, given back to the kernel just before a child allocates.
+
+    In pages of 2 MiB, where there are such: those that go back in small pages are not the ones handed out next, and a
+    copy into new memory or a new file then ran six times slower here, as if nothing had been primed.
+    """
 
     def __init__(self, mebibytes: int) -> None:
         self._size = mebibytes << 20
         self._held: mmap.mmap | None = None
 
+    def up_to(self, mebibytes: int) -> PrimedMemory:
+        """As much as an operation can take, if that is less."""
+        return PrimedMemory(min(mebibytes, self._size >> 20))
+
     def hold(self) -> None:
         if self._size and self._held is None:
-            self._held = mmap.mmap(-1, self._size)
+            self._held = mmap.mmap(-1, self._size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                self._held.madvise(mmap.MADV_HUGEPAGE)
             page = b"\1" * (1 << 20)
             for start in range(0, self._size, len(page)):
                 self._held[start : start + len(page)] = page
@@ -151,18 +162,48 @@ def timed(operation: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+class ExtraMemory:
+    """In a child: MiB that an operation takes at its peak, beyond what the process has when the operation begins."""
+
+    def __init__(self) -> None:
+        with suppress(OSError):  # without it the peak is that of the process's whole life: too little is measured
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._before = _status("VmRSS")
+
+    def peak(self) -> float:
+        return max(0.0, _status("VmHWM") - self._before)
+
+
+def _status(name: str) -> float:
+    """MiB. Not ``ru_maxrss``, which a child inherits from the driver."""
+    file = Path("/proc/self/status")
+    if not file.exists():
+        return 0.0
+    words = file.read_text().split()
+    return int(words[words.index(f"{name}:") + 1]) / 1024
+
+
+PACKAGES = ("numpy", "jax", "orbax-checkpoint", "tensorstore", "torch", "safetensors", "zstandard")
+
+
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """What the figures were taken on, and with what."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
         "cpu": model,
         "cores": os.cpu_count(),
-        "system": platform.system(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)),
+        "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "packages": versions,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
@@ -174,13 +215,6 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in [header, *rows]:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print("  ".join(cells).rstrip())
-
-
-def write_markdown(path: str | None, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The same table for a document, where ``--markdown FILE`` was given."""
-    if path is not None:
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        Path(path).write_text("\n".join([f"{title}\n", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n")
 
 
 def write_json(path: str | None, document: Mapping[str, Any]) -> None:

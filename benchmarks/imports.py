@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from dataclasses import asdict
 
 from benchmarks.harness import ROOT, Ratio, machine, print_table, take_turns, write_json
 
 OURS = "ocdbt_py (open, save, restore)"
 STATEMENTS = {
+    "ocdbt_py alone": "import ocdbt_py",
     OURS: "import ocdbt_py; ocdbt_py.open, ocdbt_py.save, ocdbt_py.restore",
     "numpy": "import numpy",
     "tensorstore": "import tensorstore",
@@ -33,16 +33,18 @@ def seconds(statement: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="as --rounds 3")
+    parser.add_argument("--rounds", type=int, default=7, help="that count, after one that does not")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
     arguments = parser.parse_args()
+    rounds = 3 if arguments.quick else arguments.rounds
     times = take_turns(
         {name: (lambda statement=statement: seconds(statement)) for name, statement in STATEMENTS.items()},  # type: ignore[misc]
-        arguments.rounds,
+        rounds,
     )
     ratios = {name: Ratio.between(taken, times[OURS]) for name, taken in times.items()}
     print_table(
-        f"Import, fresh processes in turn, {arguments.rounds} rounds ({machine()['cpu']})",
+        f"Import, fresh processes in turn, {rounds} rounds ({machine()['cpu']})",
         ["import", "seconds, median [min..max]", "ours is faster, ratio of medians [min..max]"],
         [[name, str(taken), "" if name == OURS else str(ratios[name])] for name, taken in times.items()],
     )
@@ -50,7 +52,16 @@ def main() -> None:
         arguments.json,
         {
             "benchmark": "imports",
-            "sides": {name: {"seconds": taken.seconds, "ratio": asdict(ratios[name])} for name, taken in times.items()},
+            "runs": [
+                {
+                    "workload": "imports",
+                    "title": "import in a fresh interpreter",
+                    "operation": "import",
+                    "side": "ocdbt_py" if name == OURS else name,
+                    "seconds": taken.seconds,
+                }
+                for name, taken in times.items()
+            ],
         },
     )
 
