@@ -35,7 +35,7 @@ from ocdbt_py.errors import (
     UnsupportedError,
     WaitTimeoutError,
 )
-from ocdbt_py.storage.background import each
+from ocdbt_py.storage.background import each, processors
 from ocdbt_py.storage.location import DEFAULT_SETTINGS, Settings, safe_path
 from ocdbt_py.storage.protocol import (
     ABSENT,
@@ -60,6 +60,7 @@ from ocdbt_py_backends.local_courtesy import give_way, look_around, stay_away
 from ocdbt_py_backends.local_errors import Translated
 from ocdbt_py_backends.local_files import (
     append,
+    begin_to_write_back,
     fsync,
     give_new_name,
     new_named,
@@ -81,6 +82,11 @@ _URL = re.compile(r"(?:file|local):(?://|(?=/))")
 # a short wait.
 _SYNC_THREADS = 4
 _SYNCS_A_THREAD = 4
+# Less than this is on the disk in a moment once somebody waits for it.
+_WRITTEN_BACK = 4 << 20
+# Reading is mostly the system finding new pages for the buffers, which threads do beside each other.
+_READ_THREADS = 4
+_READ_A_THREAD = 8 << 20
 # A read costs about as much as copying this many bytes; above the second number the copy of a merged read is felt.
 _MERGED_GAP = 4096
 _MERGED_BYTES = 128 << 10
@@ -188,7 +194,11 @@ class LocalStorage:
         return found
 
     def read_many_into(self, fillings: Sequence[Filling]) -> None:
-        """One open for consecutive buffers of one file."""
+        """One open for consecutive buffers of one file; of many bytes, one for each thread."""
+        shares = _shares(fillings)
+        each(self._fill, shares, len(shares))
+
+    def _fill(self, fillings: Sequence[Filling]) -> None:
         for path, group in groupby(fillings, key=itemgetter(0)):
             with Translated(path, reading=True):
                 fd, status = open_file(path)
@@ -256,7 +266,8 @@ class LocalStorage:
 
     def create(self, path: str) -> Writer:
         with Translated(path):
-            return _NewFile(path, *self._with_parents(path, lambda: new_unnamed(path)))
+            fd, temporary = self._with_parents(path, lambda: new_unnamed(path))
+            return _NewFile(path, fd, temporary, _WRITTEN_BACK if self._durable else None)
 
     def put(self, path: str, buffers: Sequence[Buffer]) -> None:
         new = self.create(path)
@@ -474,14 +485,19 @@ class _Held:
 
 
 class _NewFile:
-    """A :class:`~ocdbt_py.storage.protocol.Writer`. ``temporary`` is the name the open file has so far, if any."""
+    """A :class:`~ocdbt_py.storage.protocol.Writer`. ``temporary`` is the name the open file has so far, if any.
+
+    The disk is set to work as soon as so many bytes have been written, ``write_back``, and not at the end with all.
+    """
 
     modified: os.stat_result
 
-    def __init__(self, path: str, fd: int, temporary: str | None) -> None:
+    def __init__(self, path: str, fd: int, temporary: str | None, write_back: int | None = None) -> None:
         self.path = path
         self.fd = fd
         self._temporary = temporary
+        self._write_back = write_back
+        self._size = self._begun = 0
         self._sync: Syncing | None = None
 
     def begin_to_sync(self) -> None:
@@ -493,7 +509,10 @@ class _NewFile:
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         with Translated(self.path):
-            append(self.fd, buffers)
+            self._size += append(self.fd, buffers)
+            if self._write_back is not None and self._size - self._begun >= self._write_back:
+                begin_to_write_back(self.fd, self._begun, self._size)
+                self._begun = self._size
 
     def close(self) -> None:
         with Translated(self.path):
@@ -541,6 +560,26 @@ def _token(status: os.stat_result) -> Token:
 def _check_within(path: str, status: os.stat_result, start: int, stop: int) -> None:
     if stop > status.st_size:
         raise too_short(path, path, start, stop, status.st_size)
+
+
+def _shares(fillings: Sequence[Filling]) -> list[Sequence[Filling]]:
+    """What each of a few threads fills, in order and all alike in bytes; large buffers are cut."""
+    total = sum(len(buffer) for _, _, buffer in fillings)
+    count = min(_READ_THREADS, processors(), total // _READ_A_THREAD)
+    if count < 2:
+        return [fillings]
+    each_bytes = -(-total // count)
+    shares: list[list[Filling]] = [[]]
+    room = each_bytes
+    for path, start, buffer in fillings:
+        while len(buffer) > room:
+            shares[-1].append((path, start, buffer[:room]))
+            buffer, start = buffer[room:], start + room
+            shares.append([])
+            room = each_bytes
+        shares[-1].append((path, start, buffer))
+        room -= len(buffer)
+    return [*shares]
 
 
 def _runs(indices: Sequence[int], ranges: Sequence[ByteRange]) -> Iterator[tuple[int, int, Sequence[int]]]:

@@ -51,15 +51,25 @@ def read_at(fd: int, start: int, length: int) -> bytes:
     return b"".join(parts)
 
 
-def append(fd: int, buffers: Sequence[Buffer]) -> None:
-    """Append all of them; a call takes a bounded number of buffers and may end in the middle of one."""
+def append(fd: int, buffers: Sequence[Buffer]) -> int:
+    """Append all of them, so many bytes; a call takes a bounded number of buffers and may end in the middle of one."""
+    total = 0
     pending = deque(buffer for buffer in buffers if len(buffer))
     while pending:
         count = os.writev(fd, list(islice(pending, _BUFFERS_A_CALL)))
+        total += count
         while pending and count >= len(pending[0]):
             count -= len(pending.popleft())
         if count:
             pending[0] = memoryview(pending[0])[count:]
+    return total
+
+
+def begin_to_write_back(fd: int, start: int, stop: int) -> None:
+    """Have what was just written there put on the disk, without a wait."""
+    if hasattr(os, "posix_fadvise"):
+        # Linux begins to write what is asked to leave its memory, and keeps what it could not drop at once.
+        os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def stamp(fd: int, before: int) -> os.stat_result:

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+
+from ocdbt_py.array.allocation import allocate
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, UnsupportedError
 from ocdbt_py.format.checksum import crc32c
 
@@ -142,10 +145,17 @@ def refuse_too_short(compressor: Compressor, length: int, size: int) -> None:
 
 
 class Decoder:
-    """Decodes one chunk after the other. Keeps a context between them, so every thread needs its own."""
+    """Decodes one chunk after the other. Keeps a context and memory between them, so every thread needs its own."""
 
     def __init__(self) -> None:
         self._zstd: Any = None
+        self._room = memoryview(b"")
+
+    def room(self, name: str, size: int) -> memoryview:
+        """Memory to decode a chunk of this array into, until the next call."""
+        if len(self._room) < size:
+            self._room = allocate(name, (size,), np.dtype(np.uint8)).data
+        return self._room[:size]
 
     def decode_into(self, compressor: Compressor, data: Buffer, target: memoryview) -> None:
         """Fill ``target`` (contiguous, format ``B``) with the content of ``data``; any other size is ``ValueError``.

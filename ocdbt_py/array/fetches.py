@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdbt_py.array.allocation import allocate
 from ocdbt_py.array.chunks import MERGE_GAP, Index, Piece, Span, piece_count, pieces, pieces_within, select, spans
 from ocdbt_py.array.codecs import CHECKSUM_BYTES
 from ocdbt_py.array.sharding import decode_index, place_in_shard
@@ -24,7 +25,7 @@ from ocdbt_py.array.spec import ArraySpec, array_key
 from ocdbt_py.array.values import Buffer, Request, Values
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, UnsupportedError
 
-__all__ = ["ArrayRead", "Fetch", "Missing", "Unfinished", "allocate", "begun", "missing_chunk"]
+__all__ = ["ArrayRead", "Fetch", "Missing", "Unfinished", "begun", "missing_chunk"]
 
 Missing: TypeAlias = Literal["error", "fill"]
 """What a chunk that is not there means: damage, or that it holds nothing but the fill value."""
@@ -328,12 +329,3 @@ def missing_chunk(name: str, key: bytes) -> CorruptDataError:
         kind="missing-chunk",
         key=key,
     )
-
-
-def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, zero: bool = False) -> NDArray[Any]:
-    try:
-        return np.zeros(shape, dtype) if zero else np.empty(shape, dtype)
-    except (MemoryError, ValueError) as error:
-        raise UnsupportedError(
-            f"Array {name!r}: {shape} elements of {dtype} do not fit into memory. Read slices of it"
-        ) from error

@@ -15,7 +15,6 @@ What may be wrong with the stored bytes is ``CorruptDataError`` naming the array
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -26,12 +25,13 @@ from numpy.typing import NDArray
 from ocdbt_py.array.chunks import Index
 from ocdbt_py.array.codecs import CHECKSUM_BYTES, Decoder, checked, refuse_impossible, refuse_too_short
 from ocdbt_py.array.dtypes import low_bits
-from ocdbt_py.array.fetches import ArrayRead, Fetch, Missing, Unfinished, allocate, begun, missing_chunk
+from ocdbt_py.array.fetches import ArrayRead, Fetch, Missing, Unfinished, begun, missing_chunk
 from ocdbt_py.array.sharding import only_chunk
 from ocdbt_py.array.spec import ArraySpec
 from ocdbt_py.array.streaming import Source, Stream, can_stream, open_stream, slabs
 from ocdbt_py.array.values import Buffer, Request, Values
 from ocdbt_py.errors import InvalidArgumentError, OcdbtError
+from ocdbt_py.storage.background import processors
 
 __all__ = ["BUDGET", "ArrayRead", "Buffer", "Missing", "Request", "Values", "plan", "read_array", "read_arrays"]
 
@@ -161,13 +161,22 @@ def _fetch(values: Values, group: Sequence[Fetch], decoder: Decoder) -> None:
             in_threads.append((fetch, data, target))
         else:
             _place(fetch, data, target, decoder)
-    workers = min(len(in_threads), _processors())
+    workers = min(len(in_threads), processors())
     if workers < 2 or sum(fetch.span.stop for fetch, _, _ in in_threads) < _THREAD_PAYS:
         for job in in_threads:
             _place(*job, decoder)
         return
+    idle = [Decoder() for _ in range(workers)]
+
+    def place_one(fetch: Fetch, data: Buffer, target: NDArray[Any]) -> None:
+        decoder = idle.pop()
+        try:
+            _place(fetch, data, target, decoder)
+        finally:
+            idle.append(decoder)
+
     with ThreadPoolExecutor(workers, thread_name_prefix="ocdbt-decode") as pool:
-        done = [pool.submit(_place, *job, Decoder()) for job in in_threads]
+        done = [pool.submit(place_one, *job) for job in in_threads]
     for future in done:
         future.result()
 
@@ -328,8 +337,7 @@ def _place(fetch: Fetch, data: Buffer, target: NDArray[Any], decoder: Decoder) -
         inside = spec.checksums[0]
         size = span.stop + CHECKSUM_BYTES * inside
         in_place = target.nbytes == size and target.flags.c_contiguous and spec.lies_as_stored
-        decoded = target if in_place else allocate(array.name, (size,), np.dtype(np.uint8))
-        content = decoded.reshape(-1).view(np.uint8).data
+        content = target.reshape(-1).view(np.uint8).data if in_place else decoder.room(array.name, size)
         try:
             decoder.decode_into(spec.compressor, data, content)
             content = checked(content) if inside else content
@@ -351,8 +359,3 @@ def _take(fetch: Fetch, elements: NDArray[Any], target: NDArray[Any]) -> None:
         target[...] = elements
     if spec.dtype.kind == "b" and target.max() > 1:
         raise fetch.error("it holds bytes that are neither false nor true")
-
-
-def _processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

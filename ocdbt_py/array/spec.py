@@ -7,7 +7,7 @@ is checked when made, so no other module asks again whether shape and chunks fit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -19,7 +19,7 @@ from ocdbt_py.array.dtypes import ByteOrder, Scalar, dtype_from_name, dtype_name
 from ocdbt_py.array.sharding import AxisOrder, Sharding, axes_of
 from ocdbt_py.errors import InvalidArgumentError
 
-__all__ = ["MAX_BYTES", "MAX_RANK", "ArraySpec", "array_key"]
+__all__ = ["MAX_BYTES", "MAX_RANK", "ArraySpec", "array_key", "array_keys"]
 
 MAX_RANK: Final = 32
 """Axes of an array; TensorStore's bound, and NumPy's before release 2."""
@@ -34,6 +34,15 @@ def array_key(name: str, file: str) -> bytes:
         return (f"{name}/{file}" if name else file).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(f"Array name {name!r} is not text that UTF-8 can hold") from error
+
+
+def array_keys(files: Iterable[tuple[str, str]]) -> list[bytes]:
+    """The same of many names and files."""
+    pairs = list(files)
+    try:
+        return [f"{name}/{file}".encode() if name else file.encode() for name, file in pairs]
+    except UnicodeEncodeError:
+        return [array_key(name, file) for name, file in pairs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ocdbt_py.array.spec import MAX_RANK, ArraySpec, array_key
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
 from ocdbt_py.checkpoint.metadata import AGGREGATE, LeafRecord, TreeMetadata, ValueType
 from ocdbt_py.checkpoint.msgpack import StoredArray, decode_msgpack
-from ocdbt_py.checkpoint.names import leaf_name
+from ocdbt_py.checkpoint.names import leaf_name, leaf_names
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, UnsupportedError
 from ocdbt_py.storage.protocol import Buffer
 
@@ -54,7 +54,7 @@ class Aggregate:
     @property
     def metadata(self) -> TreeMetadata:
         """As if a ``_METADATA`` had said it."""
-        return TreeMetadata(self.records, None, False, True, None)
+        return TreeMetadata(self.records, leaf_names(record.path for record in self.records), None, False, True, None)
 
     def over(self, metadata: TreeMetadata) -> TreeMetadata:
         """``metadata``, with the leaves that stand here as they are here: they win, as in Orbax."""

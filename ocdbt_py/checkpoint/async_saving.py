@@ -1,10 +1,11 @@
 """Save while the program goes on.
 
-Everything is judged, and every array copied, before :func:`save_async` returns; a thread writes the copies. So the
-caller may change, donate or delete what was saved at once. The copies are one more tree in this computer's memory until
-the save is done, whatever its arrays are. A view of a ``jax.Array`` on a CPU would cost nothing at first, but a step
-that donates the array meanwhile then has to take as much new memory, and what JAX shares with NumPy
-(``jax.device_put`` of an aligned array) could still be changed.
+Everything is judged before :func:`save_async` returns, and what can change is copied; a thread writes. So the caller
+may change, donate or delete what was saved at once. What can change is NumPy's, read-only arrays too, whose owner may
+write to them. A ``jax.Array`` cannot: of one on a CPU the buffer itself is held, not the array, which would be gone
+once it is donated or deleted. A step that donates it meanwhile finds the buffer in use, and takes as much new memory.
+What lies on an accelerator is copied to the host in any case. (Memory that JAX shares with NumPy, as ``jax.device_put``
+of an aligned array may, must not be changed by JAX's own rules.)
 
 The threads are our own: a pool refuses work once the interpreter is about to exit. Exit waits for them, and does so
 before the pools of others are closed, since the clients of network storages look up hosts in one. After a fork a save
@@ -199,7 +200,8 @@ def save_async(
     can go wrong later, :meth:`AsyncSave.result` raises; an error that nobody asked for is reported when the handle is
     gone, at exit at the latest. The interpreter does not exit before the save has ended.
 
-    All arrays are copied, those on accelerators to the host: until the save has ended they are in memory once more.
+    NumPy arrays are copied, JAX arrays on accelerators too, to the host; of JAX arrays on a CPU the memory is kept
+    until the save has ended, even if they are donated or deleted.
     ``progress`` is called from the thread that writes. Beside the errors of :func:`save`, :class:`ConflictError`:
     another such save to the same place is under way.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ocdbt_py.array.chunks import Index
 from ocdbt_py.checkpoint.flatten import unflatten_paths
 from ocdbt_py.checkpoint.layout import Kind, read_file
+from ocdbt_py.checkpoint.long_tree import LongTree
 from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, ValueType, decode_checkpoint_metadata
 from ocdbt_py.checkpoint.names import nearest
 from ocdbt_py.checkpoint.opening import find_checkpoint, find_item, pytree_items, read_json_item, resolve_checkpoint
@@ -48,6 +49,7 @@ class Checkpoint(Mapping[str, Any]):
         self._open(place, None, allow_uncommitted)
 
     def _open(self, place: Place, item: str | None, allow_uncommitted: bool) -> None:
+        self._opened: LongTree | StoredTree | None
         self._origin = (place, item, allow_uncommitted)
         self._layout = find_checkpoint(place, allow_uncommitted=allow_uncommitted)
         tree = self._layout
@@ -55,9 +57,9 @@ class Checkpoint(Mapping[str, Any]):
             tree = find_item(tree, item)
         elif tree.kind is Kind.STEP:
             names = pytree_items(tree)
-            self._stored = StoredTree.open(find_item(tree, names[0])) if len(names) == 1 else None
+            self._opened = LongTree.open(find_item(tree, names[0])) if len(names) == 1 else None
             return
-        self._stored = StoredTree.open(tree)
+        self._opened = LongTree.open(tree)
 
     @classmethod
     def _reopen(cls, place: Place, item: str | None, allow_uncommitted: bool) -> Checkpoint:
@@ -71,8 +73,7 @@ class Checkpoint(Mapping[str, Any]):
     # --- the mapping
 
     def __getitem__(self, name: str) -> Any:
-        i = self._index(name)
-        stored = self._tree
+        stored, i = self._leaf(name)
         specs = stored.specs([i])
         if not specs:
             return stored.plain(i)
@@ -139,16 +140,16 @@ class Checkpoint(Mapping[str, Any]):
 
     def explain(self, name: str, index: Index = ...) -> list[Fetch]:
         """What reading ``self[name][index]`` fetches, without fetching it."""
-        i = self._index(name)
-        specs, source = self._tree.specs([i]), self._tree.source
+        stored, i = self._leaf(name)
+        specs, source = stored.specs([i]), stored.source
         if not specs or source is None:
             return []
         fetches = []
-        for key, start, stop in self._tree.lazy(i, specs[i]).plan(index):
+        for key, start, stop in stored.lazy(i, specs[i]).plan(index):
             try:
                 entry = source.stat(key)
             except KeyNotFoundError:
-                if self._tree.missing == "error":
+                if stored.missing == "error":
                     raise
                 continue  # it reads as the fill value
             start = entry.size + start if start < 0 else start
@@ -165,6 +166,16 @@ class Checkpoint(Mapping[str, Any]):
             return f"<Checkpoint {url} items: {', '.join(self.item_names())}>"
         item = self._origin[1]
         return f"<Checkpoint {url}{'' if item is None else f' item {item}'}: {len(self)} leaves>"
+
+    @property
+    def _stored(self) -> StoredTree | None:
+        """The tree; None of a step with several."""
+        return self._opened.whole if isinstance(self._opened, LongTree) else self._opened
+
+    def _leaf(self, name: str) -> tuple[StoredTree, int]:
+        """A tree that has the leaf, and its place in that."""
+        alone = self._opened.leaf(name) if isinstance(self._opened, LongTree) and isinstance(name, str) else None
+        return (self._tree, self._index(name)) if alone is None else (alone, 0)
 
     @property
     def _tree(self) -> StoredTree:

@@ -21,27 +21,25 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocdbt_py.array.values import Buffer, Request, Values
 from ocdbt_py.database_reading import Readable
 from ocdbt_py.engine.entries import ValueLocation
 from ocdbt_py.errors import CorruptDataError, UnsupportedError
 from ocdbt_py.format.checksum import crc32c
-from ocdbt_py.format.datafile import DataFileId, Location
 
 __all__ = [
     "CHECKSUMS",
-    "Checksummer",
     "Table",
     "Verified",
     "decode_checksums",
     "encode_checksums",
+    "encode_columns",
     "read_table",
     "table_of",
 ]
@@ -57,8 +55,6 @@ _HEADER = struct.Struct("<8sII")
 _VALUE_BYTES = 8 + 8 + 4
 _PART_OF_A_PROCESS = re.compile(r"ocdbt\.process_[0-9]+/", re.ASCII)
 _CHUNK = re.compile(rb"/(?:c(?:[/.][0-9]+)*|[0-9]+(?:[/.][0-9]+)*|\.zarray|zarr\.json)\Z")
-_AT_ONCE = 1 << 20
-"""Bytes from which a value's checksum is worth another thread."""
 _TAIL_BYTES = 1 << 20
 """So much of the end of a value is remembered, where it is read before the beginning, as the index of a shard is."""
 
@@ -79,16 +75,26 @@ def table_of(data_file: str) -> tuple[str, str]:
 
 def encode_checksums(table: Table) -> bytes:
     """The file."""
-    files = sorted(table)
-    parts = [_HEADER.pack(_MAGIC, 1, len(files))]
-    rows: list[tuple[int, int, int]] = []
-    for name in files:
+    columns = {}
+    for name, values in table.items():
+        rows = [(offset, *value) for offset, value in values.items()]
+        columns[name] = tuple(np.array(rows, np.uint64).reshape(-1, 3).T)
+    return encode_columns(columns)
+
+
+def encode_columns(columns: Mapping[str, Sequence[NDArray[Any]]]) -> bytes:
+    """The same from data file -> the values' offsets, lengths and checksums, in any order."""
+    header = [_HEADER.pack(_MAGIC, 1, len(columns))]
+    sorted_columns = []
+    for name in sorted(columns):
+        offsets, lengths, checksums = columns[name]
         path = name.encode("utf-8", "surrogateescape")
-        values = sorted(table[name].items())
-        parts += [struct.pack("<H", len(path)), path, struct.pack("<Q", len(values))]
-        rows += [(offset, length, checksum) for offset, (length, checksum) in values]
-    columns = np.array(rows, np.uint64).reshape(-1, 3).T
-    parts += [columns[:2].astype("<u8").tobytes(), columns[2].astype("<u4").tobytes()]
+        header += [struct.pack("<H", len(path)), path, struct.pack("<Q", len(offsets))]
+        order = offsets.argsort()
+        sorted_columns.append([offsets[order], lengths[order], checksums[order]])
+    parts = header
+    for kind, column in zip(("<u8", "<u8", "<u4"), zip(*sorted_columns, strict=True), strict=False):
+        parts += [part.astype(kind).tobytes() for part in column]
     data = b"".join(parts)
     return data + struct.pack("<I", crc32c(data))
 
@@ -126,68 +132,6 @@ def decode_checksums(data: bytes, path: str) -> Table:
     for name, count in names:
         table[name] = {offset: row for _, offset, row in zip(range(count), numbers, rows, strict=False)}
     return table
-
-
-# --- writing
-
-
-class Checksummer:
-    """Computes the checksums of values that are being written, those of large ones beside the writing."""
-
-    def __init__(self) -> None:
-        self._table: dict[str, dict[int, tuple[int, int]]] = {}
-        self._files: dict[DataFileId, dict[int, tuple[int, int]]] = {}  # the same
-        self._queue: SimpleQueue[tuple[Location, Buffer] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._is_aborted = False
-
-    def add(self, location: Location, data: Buffer, *, borrowed: bool = False) -> None:
-        """The value at ``location``. ``borrowed`` memory does not change before :meth:`finish` or :meth:`abort`."""
-        if borrowed and len(data) >= _AT_ONCE and self._has_thread():
-            self._queue.put((location, data))
-        else:
-            self.note(location, crc32c(data))
-
-    def note(self, location: Location, checksum: int) -> None:
-        """The checksum of a value, which the caller computed."""
-        file, offset, length = location
-        checksums = self._files.get(file)
-        if checksums is None:
-            name = file.path.decode("utf-8", "surrogateescape")
-            checksums = self._files[file] = self._table.setdefault(name, {})
-        checksums[offset] = length, checksum
-
-    def finish(self) -> Table:
-        """The checksums of all values, once they are computed."""
-        self._join()
-        return self._table
-
-    def abort(self) -> None:
-        """Return when no memory is looked at any more."""
-        self._is_aborted = True
-        self._join()
-
-    def _has_thread(self) -> bool:
-        if self._thread is None:
-            thread = threading.Thread(target=self._work, name="ocdbt-checksums")
-            try:
-                thread.start()
-            except RuntimeError:
-                return False
-            self._thread = thread
-        return True
-
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            location, data = item
-            if not self._is_aborted:
-                self.note(location, crc32c(data))
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
 
 
 # --- reading

@@ -13,7 +13,7 @@ from ocdbt_py.array.spec import ArraySpec
 from ocdbt_py.array.zarr3 import orbax_spec
 from ocdbt_py.errors import InvalidArgumentError
 
-__all__ = ["MAX_CHUNK_BYTES", "Encoding", "chunk_shape"]
+__all__ = ["MAX_CHUNK_BYTES", "WORTH_TRYING", "Encoding", "chunk_shape"]
 
 MAX_CHUNK_BYTES = 1 << 31
 """A larger array is cut even if nobody asked: Orbax cuts at the size of a data file ("Chunk shape")."""
@@ -27,7 +27,7 @@ _SMALLEST_CUT = 1 << 20
 _ORBAX_LEVELS = {2: 1, 3: 3}
 """Of zstd, by the format of zarr."""
 
-_WORTH_TRYING = 4096
+WORTH_TRYING = 4096
 """Bytes below which an array stays as it is: a frame saves next to nothing, and costs each reader a decompression."""
 
 _WORTH_KEEPING = 0.7
@@ -42,7 +42,7 @@ class Encoding:
 
     ``compression``: ``"auto"`` (zstd where a sample of the array says that it pays), ``"zstd"``, ``"zstd:LEVEL"`` or
     None. ``chunk_bytes``: chunks hold at most so many bytes before compression; None cuts only large compressed arrays.
-    ``zarr_format``: 2 or 3.
+    ``zarr_format``: 2 or 3. ``is_sampled``: whether what is in an array decides if it is compressed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Encoding:
             raise InvalidArgumentError(f"zarr_format is 2 or 3, not {zarr_format!r}")
         self.zarr_format = zarr_format
         self._chunk_bytes = chunk_bytes
-        self._compressor, self._is_sampled = _compression(compression, _ORBAX_LEVELS[zarr_format])
+        self._compressor, self.is_sampled = _compression(compression, _ORBAX_LEVELS[zarr_format])
         self._encoder = Encoder()
         self._specs: dict[tuple[Any, ...], ArraySpec] = {}
 
@@ -62,11 +62,16 @@ class Encoding:
         """How ``array`` is to be stored. Arrays alike get the same object."""
         return self.spec_for(array.shape, array.dtype, is_compressed=self.compresses(array))
 
+    @property
+    def compresses_all(self) -> bool:
+        """Whether every array is to be compressed, whatever is in it."""
+        return self._compressor is not None and not self.is_sampled
+
     def compresses(self, array: NDArray[Any]) -> bool:
         """Whether ``array`` is to be compressed."""
-        if self._compressor is None or not self._is_sampled:
+        if self._compressor is None or not self.is_sampled:
             return self._compressor is not None
-        if array.nbytes < _WORTH_TRYING:
+        if array.nbytes < WORTH_TRYING:
             return False
         sample = _sample(array)
         return len(self._encoder.encode(self._compressor, sample)) <= _WORTH_KEEPING * len(sample)
@@ -93,7 +98,7 @@ class Encoding:
         self, shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: int, is_compressed: bool
     ) -> tuple[int, ...]:
         if is_compressed and self._chunk_bytes is None:
-            chunks = chunk_shape(shape, itemsize, COMPRESSED_CHUNK_BYTES, write_shape)
+            chunks = _slabs(write_shape, itemsize, COMPRESSED_CHUNK_BYTES)
             if math.prod(chunks) >= min(math.prod(write_shape), _SMALLEST_CUT // itemsize):
                 return chunks
         target = min(self._chunk_bytes or MAX_CHUNK_BYTES, MAX_CHUNK_BYTES)
@@ -122,6 +127,20 @@ def chunk_shape(
         axes = [axis for axis in cut if chunks[axis] > 1] or range(len(chunks))
         axis = max(axes, key=chunks.__getitem__)
         chunks[axis] = _next_divisor(whole[axis], chunks[axis])
+    return tuple(chunks)
+
+
+def _slabs(write_shape: tuple[int, ...], itemsize: int, target: int) -> tuple[int, ...]:
+    """Chunks of at most ``target`` bytes that are cut along the first axes, as few as will do: what is decoded from one
+    lies in the array in one piece.
+
+    >>> _slabs((64, 96, 8), 4, 1 << 15)
+    (8, 96, 8)
+    """
+    chunks = [max(size, 1) for size in write_shape]
+    for axis, size in enumerate(chunks):
+        while chunks[axis] > 1 and math.prod(chunks) * itemsize > target:
+            chunks[axis] = _next_divisor(size, chunks[axis])
     return tuple(chunks)
 
 

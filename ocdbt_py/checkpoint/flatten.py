@@ -17,7 +17,6 @@ import enum
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, InvalidTypeError
@@ -229,7 +228,7 @@ ABSENT = _Absent.ABSENT
 
 
 class _Level:
-    """A container while it is being built: its kind, and its children by name."""
+    """A container while it is being built: its kind, and its children by name, of which some are levels."""
 
     __slots__ = ("children", "kind")
 
@@ -247,62 +246,53 @@ def unflatten_paths(paths: Sequence[Path], leaves: Sequence[Any]) -> Any:
 
     Raises :class:`CorruptDataError` where paths contradict each other or indices leave gaps.
     """
-    root: Any = ABSENT
     if not paths:
         raise CorruptDataError("The tree has no leaves")
     top = _Level(KeyKind.DICT)  # holds the tree itself, below one unnamed key
+    levels: list[_Level] = []  # parents before their children
+    level = top
+    above: Path | None = None
     for path, leaf in zip(paths, leaves, strict=True):
-        level, name = top, ""
-        for key in path:
-            child = level.children.get(name)
-            if not isinstance(child, _Level):
-                child = level.children[name] = _Level(key.kind)
-            elif child.kind is not key.kind:
-                raise CorruptDataError(f"The tree has both dict keys and indices below one place: {_show(path)}")
-            level, name = child, key.name
-        existing = level.children.get(name)
-        if existing is None:
-            level.children[name] = _Leaf(leaf)
-        elif not isinstance(existing, _Level):
+        # neighbours mostly lie in one container
+        if not path or path[:-1] != above or path[-1].kind is not level.kind:
+            level, above = _level_of(path, top, levels), path[:-1] if path else None
+        name = path[-1].name if path else ""
+        children = level.children
+        if name not in children:
+            children[name] = leaf
+        elif not isinstance(children[name], _Level):
             raise CorruptDataError(f"The tree has two leaves at {_show(path)}")
+    made: dict[int, Any] = {}
+    for each in reversed(levels):
+        made[id(each)] = _container(each, made)
     root = top.children[""]
-    return _finish(root)
+    return made[id(root)] if isinstance(root, _Level) else root
 
 
-class _Leaf:
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
+def _level_of(path: Path, top: _Level, levels: list[_Level]) -> _Level:
+    """The container that the leaf at ``path`` is put into; it and those around it are begun where they were not."""
+    level, name = top, ""
+    for key in path:
+        child = level.children.get(name)
+        if not isinstance(child, _Level):
+            child = level.children[name] = _Level(key.kind)
+            levels.append(child)
+        elif child.kind is not key.kind:
+            raise CorruptDataError(f"The tree has both dict keys and indices below one place: {_show(path)}")
+        level, name = child, key.name
+    return level
 
 
 def _show(path: Path) -> str:
     return repr(tuple(key.name for key in path[:20]))
 
 
-def _finish(root: _Level | _Leaf) -> Any:
-    """Levels into dicts and lists, children before their parents."""
-    order: list[_Level] = []
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, _Level):
-            order.append(node)
-            pending.extend(node.children.values())
-    made: dict[int, Any] = {}
-    for level in reversed(order):
-        made[id(level)] = _container(level, made)
-    return made[id(root)] if isinstance(root, _Level) else root.value
-
-
-def _container(level: _Level, made: dict[int, Any]) -> Any:
-    values = (
-        (name, made[id(child)] if isinstance(child, _Level) else child.value) for name, child in level.children.items()
-    )
+def _container(level: _Level, made: Mapping[int, Any]) -> Any:
+    values = {name: made[id(child)] if isinstance(child, _Level) else child for name, child in level.children.items()}
     if level.kind is KeyKind.DICT:
-        return dict(sorted(((n, v) for n, v in values if v is not ABSENT), key=itemgetter(0))) or ABSENT
-    by_index = dict(_indexed(values))
-    if len(by_index) != len(level.children) or max(by_index) != len(by_index) - 1:
+        return {name: values[name] for name in sorted(values) if values[name] is not ABSENT} or ABSENT
+    by_index = dict(_indexed(iter(values.items())))
+    if len(by_index) != len(values) or max(by_index) != len(by_index) - 1:
         raise CorruptDataError(f"The indices of a sequence in the tree leave gaps: {sorted(by_index)[:10]}")
     if all(value is ABSENT for value in by_index.values()):
         return ABSENT

@@ -64,11 +64,11 @@ def _stored(value: Any) -> StoredLeaf:
         return _numpy_scalar(value)
     if isinstance(value, bool | int | float):
         return _python_scalar(value)
-    if isinstance(value, dict | list | tuple | Mapping):
-        return _empty(value)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(value, getattr(jax, "Array", ())):
         return _jax_array(jax, value)
+    if isinstance(value, dict | list | tuple | Mapping):
+        return _empty(value)
     return _foreign(value)
 
 
@@ -121,10 +121,11 @@ def _jax_array(jax: Any, value: Any) -> StoredLeaf:
             raise UnsupportedError(f"arrays of JAX's dtype {value.dtype} have no form on disk")
         random_key_impl = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
+    sharding = value.sharding
     return StoredLeaf(
         ValueType.JAX_ARRAY,
-        np.asarray(value) if len(value.sharding.device_set) == 1 else sharded(value),
-        sharding=describe_sharding(value.sharding),
+        np.asarray(value) if len(sharding.device_set) == 1 else sharded(value),
+        sharding=describe_sharding(sharding),
         random_key_impl=random_key_impl,
     )
 

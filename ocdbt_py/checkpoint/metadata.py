@@ -19,9 +19,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
+from ocdbt_py.checkpoint.flatten import Key, Path
+from ocdbt_py.checkpoint.names import leaf_name, leaf_names
+from ocdbt_py.checkpoint.tree_text import as_key, find_entry, read_entries
 from ocdbt_py.errors import CorruptDataError, InvalidTypeError, UnsupportedError
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "encode_shardings",
     "encode_strings",
     "encode_tree_metadata",
+    "find_leaf_metadata",
     "look_up_string",
 ]
 
@@ -100,6 +104,7 @@ class TreeMetadata:
     """``_METADATA`` as it was read. ``use_ocdbt`` is None where the writer did not say."""
 
     leaves: Sequence[LeafRecord]
+    names: Sequence[str]
     use_ocdbt: bool | None
     use_zarr3: bool
     missing_chunks_are_fill_values: bool
@@ -128,20 +133,22 @@ class ArrayRecord(NamedTuple):
 # --- writing
 
 
-class _KeyTexts(dict[Key, str]):
-    """The JSON of a step of a path, made once for each key."""
+class _Steps(dict[Key, tuple[str, str]]):
+    """A step of a path as it stands in a label and in ``key_metadata``, made once for each key."""
 
-    def __missing__(self, key: Key) -> str:
-        text = self[key] = f'{{"key": {quote(key.name)}, "key_type": {int(key.kind)}}}'
-        return text
+    def __missing__(self, key: Key) -> tuple[str, str]:
+        texts = self[key] = quote(repr(key.name))[1:-1], f'{{"key": {quote(key.name)}, "key_type": {int(key.kind)}}}'
+        return texts
 
 
 def encode_tree_metadata(
     leaves: Iterable[LeafRecord], *, use_zarr3: bool = False, custom_metadata: Mapping[str, Any] | None = None
 ) -> bytes:
     """``_METADATA`` of a tree stored in a database, every chunk written."""
-    keys = _KeyTexts()
+    steps = _Steps()
     tails: dict[tuple[str, tuple[int, ...] | None], str] = {}
+    above: Path | None = None  # of the leaf before, which mostly has neighbours
+    label = metadata = ""
     entries = []
     for path, value_type, write_shape in leaves:
         tail = tails.get((value_type, write_shape))
@@ -150,8 +157,17 @@ def encode_tree_metadata(
             if write_shape is not None:
                 value["write_shape"] = write_shape
             tail = tails[value_type, write_shape] = f'], "value_metadata": {json.dumps(value)}}}'
-        label = quote(repr(tuple([key.name for key in path])))
-        entries.append(f'{label}: {{"key_metadata": [{", ".join([keys[key] for key in path])}{tail}')
+        if len(path) < 2:  # a label is the repr of a tuple, which of such is another
+            text = ", ".join([steps[key][1] for key in path])
+            entries.append(f'{quote(repr(tuple([key.name for key in path])))}: {{"key_metadata": [{text}{tail}')
+            continue
+        if path[:-1] != above:
+            above = path[:-1]
+            found = [steps[key] for key in above]
+            label = "".join([f"{text}, " for text, _ in found])
+            metadata = "".join([f"{text}, " for _, text in found])
+        last_label, last = steps[path[-1]]
+        entries.append(f'"({label}{last_label})": {{"key_metadata": [{metadata}{last}{tail}')
     rest = {
         "use_ocdbt": True,
         "use_zarr3": use_zarr3,
@@ -179,14 +195,18 @@ def encode_strings(strings: Mapping[str, str]) -> bytes:
 
 def encode_shardings(shardings: Mapping[str, Mapping[str, Any]]) -> bytes:
     """``_sharding`` from leaf name -> description."""
-    texts: dict[Any, str] = {}
-    entries = {}
-    for name, sharding in shardings.items():
-        text = texts.get(id(sharding))
-        if text is None:
-            text = texts[id(sharding)] = json.dumps(sharding)
-        entries[base64.urlsafe_b64encode(name.encode()).decode()] = text
-    return json.dumps(entries, separators=(",", ":"), sort_keys=True).encode()
+    texts: dict[int, str] = {}  # leaves on one sharding share one description
+    for sharding in shardings.values():
+        if id(sharding) not in texts:
+            texts[id(sharding)] = quote(json.dumps(sharding))
+    names = b" ".join([base64.b64encode(name.encode()) for name in shardings])
+    keys = names.translate(_URL_SAFE).decode().split(" ")
+    entries = sorted(zip(keys, shardings.values(), strict=True), key=itemgetter(0)) if shardings else []
+    text = ",".join([f'"{key}":{texts[id(sharding)]}' for key, sharding in entries])
+    return f"{{{text}}}".encode()
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def encode_array_metadatas(arrays: Iterable[ArrayRecord]) -> bytes:
@@ -261,28 +281,50 @@ def decode_json(data: bytes, path: str) -> Any:
 
 def decode_tree_metadata(data: bytes, path: str = METADATA) -> TreeMetadata:
     """``_METADATA`` of any release. Labels are not looked at: each entry says its own path."""
+    try:
+        found = read_entries(str(data, "utf-8"))
+    except UnicodeDecodeError:
+        found = None
+    if found is not None:
+        (paths, names, value_types), rest = found
+        return _tree_metadata(rest, [LeafRecord(*each) for each in zip(paths, value_types, strict=True)], names)
     document = _object(decode_json(data, path), path, "the file")
     entries = _object(document.get("tree_metadata"), path, "tree_metadata")
     if not entries:
         raise CorruptDataError(f"tree_metadata in {path} has no entries", path=path)
-    keys = _KeysRead(path)
     leaves = []
+    for label, entry in entries.items():
+        try:
+            leaves.append(_record(entry))
+        except (TypeError, KeyError):
+            raise CorruptDataError(
+                f"The entry {label[:200]!r} of tree_metadata in {path} has no valid key_metadata and value_metadata",
+                path=path,
+            ) from None
+    return _tree_metadata(document, leaves, leaf_names(record.path for record in leaves))
+
+
+def find_leaf_metadata(data: bytes, name: str) -> TreeMetadata | None:
+    """Of ``_METADATA`` the leaf ``name`` alone, as if there were no other; None where only reading all of it can tell.
+
+    Not looked at is what else may be wrong with the file.
+    """
+    found = find_entry(data, name)
+    if found is None:
+        return None
+    entry, rest = found
     try:
-        for entry in entries.values():
-            steps = entry["key_metadata"]
-            value_type = entry["value_metadata"]["value_type"]
-            if type(steps) is not list or type(value_type) is not str:
-                raise TypeError
-            leaves.append(LeafRecord(tuple([keys[step["key"], step["key_type"]] for step in steps]), value_type))
+        record = _record(entry)
     except (TypeError, KeyError):
-        label, entry = next((item for item in entries.items() if not _is_entry(item[1])), ("?", None))
-        raise CorruptDataError(
-            f"The entry {label[:200]!r} of tree_metadata in {path} has no valid key_metadata and value_metadata",
-            path=path,
-        ) from None
+        return None
+    return _tree_metadata(rest, [record], [name]) if leaf_name(record.path) == name else None
+
+
+def _tree_metadata(document: Mapping[str, Any], leaves: Sequence[LeafRecord], names: Sequence[str]) -> TreeMetadata:
     use_ocdbt = document.get("use_ocdbt")
     return TreeMetadata(
         leaves=leaves,
+        names=names,
         use_ocdbt=None if use_ocdbt is None else bool(use_ocdbt),
         use_zarr3=bool(document.get("use_zarr3")),
         missing_chunks_are_fill_values=not document.get("store_array_data_equal_to_fill_value"),
@@ -290,40 +332,12 @@ def decode_tree_metadata(data: bytes, path: str = METADATA) -> TreeMetadata:
     )
 
 
-class _KeysRead(dict[tuple[str, int], Key]):
-    """Keys by what the file says of them, checked and made once each."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __missing__(self, step: tuple[str, int]) -> Key:
-        name, kind = step
-        if not _is_key(name, kind):
-            raise TypeError
-        key = self[step] = Key(name, _KINDS[kind])
-        return key
-
-
-_KINDS = {kind.value: kind for kind in KeyKind}
-
-
-def _is_key(name: Any, kind: Any) -> bool:
-    if type(name) is not str or type(kind) is not int or kind not in (1, 2):
-        return False
-    # JSON can spell halves of surrogate pairs, of which no key of a database is made
-    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _is_entry(entry: Any) -> bool:
-    try:
-        steps = entry["key_metadata"]
-        return (
-            type(steps) is list
-            and type(entry["value_metadata"]["value_type"]) is str
-            and all(_is_key(step["key"], step["key_type"]) for step in steps)
-        )
-    except (TypeError, KeyError):
-        return False
+def _record(entry: Any) -> LeafRecord:
+    """``TypeError`` or ``KeyError`` where it is not an entry."""
+    steps, value_type = entry["key_metadata"], entry["value_metadata"]["value_type"]
+    if type(steps) is not list or type(value_type) is not str:
+        raise TypeError
+    return LeafRecord(tuple([as_key(step["key"], step["key_type"]) for step in steps]), value_type)
 
 
 def decode_strings(data: bytes, path: str = STRINGS) -> dict[str, Any]:

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from ocdbt_py.checkpoint.checksums import Checksummer, encode_checksums
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdbt_py.checkpoint.checksums import encode_columns
+from ocdbt_py.checkpoint.lanes import BATCH_BYTES, Batch, Chunk, Lanes, Placed, lane_count
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
+from ocdbt_py.engine.columns import INLINE
 from ocdbt_py.engine.data_files import DataFiles
-from ocdbt_py.engine.mutations import Mutations
+from ocdbt_py.engine.mutations import checked_key, stage_puts
 from ocdbt_py.engine.nodes import Nodes
 from ocdbt_py.engine.options import Config, WriteOptions
 from ocdbt_py.engine.rewrite import EMPTY, Rewriter
-from ocdbt_py.format.checksum import crc32c
+from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.config import ManifestKind
-from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.format.manifest import Manifest, encode_manifest
 from ocdbt_py.format.versions import VersionEntry
 from ocdbt_py.storage.protocol import Buffer, Storage
@@ -29,6 +35,10 @@ __all__ = ["ALIGNMENT", "NewDatabase"]
 
 CONFIG = Config(max_inline_value_bytes=1024, max_decoded_node_bytes=100_000_000)
 """What Orbax stores ("OCDBT settings"); the rest is the format's defaults."""
+
+NODE_BYTES = 1 << 20
+"""Of a node of the tree, decoded. The limit that is stored allows more, but whoever looks for one key among a hundred
+thousand reads and decodes all of the node that it is in."""
 
 ALIGNMENT = 64
 """Bytes; values begin on multiples of it."""
@@ -39,15 +49,45 @@ arrays of 1 KiB hold in it, a restore takes nearly twice the time."""
 
 
 class NewDatabase:
-    """The database being written below ``base``, a path in ``storage`` without a trailing slash."""
+    """The database being written below ``base``, a path in ``storage`` without a trailing slash.
 
-    def __init__(self, storage: Storage, base: str, *, checksums: bool = False, max_memory: int = MAX_MEMORY) -> None:
+    ``written`` is told of the bytes of arrays, by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        base: str,
+        *,
+        checksums: bool = False,
+        max_memory: int = MAX_MEMORY,
+        written: Callable[[int], object] = lambda nbytes: None,
+    ) -> None:
         self._config = CONFIG.new(os.urandom(16), ManifestKind.SINGLE)
         self._options = WriteOptions()
         self._nodes = Nodes(storage, base, cache_bytes=0)
-        self._files = DataFiles(storage, base, self._options.target_data_file_size, pending_bytes=max_memory * 3 // 4)
-        self._mutations = Mutations()
-        self._checksummer = Checksummer() if checksums else None
+        most = self._options.target_data_file_size
+        count = lane_count(max_memory)
+
+        def open_files(pending_bytes: int) -> DataFiles:
+            return DataFiles(storage, base, most, pending_bytes=pending_bytes)
+
+        self._files = open_files(max_memory * 3 // 4)
+        self._lanes = Lanes(
+            self._files,
+            None if storage.capabilities.parallel > 1 else open_files,
+            self._options.value_data_prefix,
+            ALIGNMENT,
+            count=count,
+            max_memory=max_memory,
+            checksums=checksums,
+            longest_short=LONGEST_IN_TREE,
+            written=written,
+        )
+        self._batch = Batch()
+        self._inline = _InTree()
+        self._referred: list[tuple[bytes, Location]] = []
+        self._has_checksums = checksums
         self.checksums: bytes | None = None
         """The table of the values' checksums, once :meth:`finish` has returned; None if all values stand in the tree,
         which has its own, or it was not asked for."""
@@ -56,65 +96,55 @@ class NewDatabase:
         self.num_keys = 0
         """Of the whole database, once :meth:`finish` has returned."""
 
-    def put_pieces(self, key: bytes, pieces: Iterable[Buffer]) -> None:
-        """Store a value that is too large to be held; it is written as its pieces come."""
-        checksum = 0
-
-        def noted() -> Iterator[Buffer]:
-            nonlocal checksum
-            for piece in pieces:
-                if self._checksummer is not None:
-                    checksum = crc32c(piece, checksum)
-                yield piece
-
-        location = self._files.append_pieces(self._options.value_data_prefix, noted(), alignment=ALIGNMENT)
-        self._mutations.put(key, location)
-        if self._checksummer is not None:
-            self._checksummer.note(location, checksum)
-
     def put_document(self, key: bytes, value: bytes) -> None:
         """Store what many keys have alike, and readers want first: in the tree, if it is not too long for that."""
         if len(value) <= self._config.max_inline_value_bytes:
-            self._mutations.put(key, value)
+            self._inline.add(key, value)
         else:
             self.put(key, value)
 
-    def put(self, key: bytes, value: Buffer, *, borrowed: bool = False) -> None:
-        """Store a value. It must not change before :meth:`finish`; ``borrowed``: its memory is there anyway till then.
+    def put(self, key: bytes, value: Buffer | Chunk) -> None:
+        """Store a value. It must not change before :meth:`finish`.
 
         Only a short one stands in the tree. The others begin on multiples of 64 bytes, so that arrays can be mapped in
         place.
         """
-        if len(value) <= LONGEST_IN_TREE:
-            self._mutations.put(key, value)
-            return
-        prefix = self._options.value_data_prefix
-        location = self._files.append(prefix, value, borrowed=borrowed, alignment=ALIGNMENT)
-        self._mutations.put(key, location)
-        if self._checksummer is not None:
-            self._checksummer.add(location, value, borrowed=borrowed)
+        batch = self._batch
+        nbytes = value.nbytes if isinstance(value, Chunk) else len(value)
+        if isinstance(value, Chunk) or nbytes > LONGEST_IN_TREE:
+            batch.keys.append(key)
+            batch.values.append(value)
+        else:
+            self._inline.add(key, bytes(value))
+        batch.nbytes += nbytes
+        if batch.nbytes >= BATCH_BYTES:
+            self._batch = Batch()
+            self._lanes.put(batch)
 
     def refer(self, key: bytes, location: Location) -> None:
         """Store a value that lies in a file below already."""
-        self._mutations.put(key, location)
+        self._referred.append((key, location))
 
     def finish(self, meanwhile: Callable[[], None] | None = None) -> bytes:
         """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written.
 
         ``meanwhile`` is called when all files are on their way.
         """
-        options = self._options
-        staged = self._mutations.stage(self._config.max_inline_value_bytes, options.value_data_prefix, self._files)
-        prefix = options.btree_node_data_prefix
-        root = Rewriter(self._nodes, self._config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
         if meanwhile is not None:
-            self._files.drain()
             meanwhile()
+        last, self._batch = self._batch, Batch()
+        placed = self._lanes.placed(last)
+        for key, value in self._lanes.short:
+            self._inline.add(key, value)
+        staged = stage_puts(self._columns(placed))
+        prefix = self._options.btree_node_data_prefix
+        config = replace(self._config, max_decoded_node_bytes=NODE_BYTES)
+        root = Rewriter(self._nodes, config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
         self._files.flush()
         self.files = self._files.keep()
-        if self._checksummer is not None:
-            table = self._checksummer.finish()
-            self.checksums = encode_checksums(table) if table else None
+        self.files += self._lanes.finish()
+        if self._has_checksums and placed:
+            self.checksums = _checksums(placed)
         self.num_keys = root.num_keys
         version = VersionEntry(
             generation=1,
@@ -127,9 +157,75 @@ class NewDatabase:
         )
         return encode_manifest(Manifest(self._config, (version,), ()))
 
+    def _columns(self, placed: Sequence[Placed]) -> LeafNode:
+        """All entries, in no order."""
+        files: dict[DataFileId, int] = {}
+        keys: list[bytes] = self._inline.keys + [key for each in placed for key in each.keys]
+        lengths, offsets = [self._inline.lengths()], [self._inline.offsets()]
+        file_ids = [np.full(len(self._inline.keys), INLINE, np.int64)]
+        for each in placed:
+            lengths.append(each.lengths)
+            offsets.append(each.offsets)
+            file_ids.append(np.full(len(each.keys), files.setdefault(each.file, len(files)), np.int64))
+        if self._referred:
+            keys += [key for key, _ in self._referred]
+            rows = [(files.setdefault(at.file, len(files)), at.offset, at.length) for _, at in self._referred]
+            for column, added in zip((file_ids, offsets, lengths), np.array(rows, np.int64).T, strict=True):
+                column.append(added)
+        checked_key(max(keys, key=len, default=b""))
+        return LeafNode(
+            keys=keys,
+            lengths=np.concatenate(lengths),
+            file_ids=np.concatenate(file_ids),
+            offsets=np.concatenate(offsets),
+            inline=self._inline.data(),
+            files=tuple(files),
+        )
+
     def abort(self) -> None:
         """Remove what was written, as far as the storage lets us."""
-        if self._checksummer is not None:
-            self._checksummer.abort()
+        self._batch = Batch()
+        self._lanes.abort()
         self._files.disown(self.files)
         self._files.abort()
+
+
+class _InTree:
+    """Values that stand in the tree; those alike are kept once."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self._places: list[int] = []
+        self._known: dict[bytes, int] = {}
+
+    def add(self, key: bytes, value: bytes) -> None:
+        self.keys.append(key)
+        self._places.append(self._known.setdefault(value, len(self._known)))
+
+    def lengths(self) -> NDArray[np.int64]:
+        return np.fromiter(map(len, self._known), np.int64, len(self._known))[self._places]
+
+    def offsets(self) -> NDArray[np.int64]:
+        """Of the values, in :meth:`data`."""
+        sizes = np.fromiter(map(len, self._known), np.int64, len(self._known))
+        return (np.cumsum(sizes) - sizes)[self._places]
+
+    def data(self) -> bytes:
+        return b"".join(self._known)
+
+
+def _checksums(placed: Sequence[Placed]) -> bytes:
+    """The table of all values that do not stand in the tree."""
+    by_file: dict[str, list[Placed]] = {}
+    for each in placed:
+        by_file.setdefault(each.file.path.decode("utf-8", "surrogateescape"), []).append(each)
+    return encode_columns(
+        {
+            name: (
+                np.concatenate([each.offsets for each in found]),
+                np.concatenate([each.lengths for each in found]),
+                np.array([checksum for each in found for checksum in each.checksums], np.uint32),
+            )
+            for name, found in by_file.items()
+        }
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.array.sharding import only_chunk
-from ocdbt_py.array.spec import ArraySpec, array_key
+from ocdbt_py.array.spec import ArraySpec, array_keys
 from ocdbt_py.database_reading import Readable
 from ocdbt_py.engine.nodes import file_path
 from ocdbt_py.engine.tree import Found
@@ -39,35 +39,42 @@ _GAP = 64
 
 
 class _Placed(NamedTuple):
-    """An array of one chunk, and where that is."""
+    """An array of one chunk, and where that is; in the order of their places."""
 
+    file: DataFileId
+    offset: int
+    length: int
     i: int
-    spec: ArraySpec
     key: bytes
-    at: Location
 
-    @property
-    def end(self) -> int:
-        return self.at.offset + self.at.length
+
+class _Chunks(NamedTuple):
+    """The one chunk of each of some arrays, in columns: which array, its key, and what stands there."""
+
+    indices: list[int]
+    keys: list[bytes]
+    found: list[Found]
 
 
 def map_arrays(
     place: Place, source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec], seen: Seen | None = None
 ) -> dict[int, NDArray[Any]]:
     """Those of the arrays ``names[i]`` that can be mapped; ``source`` says where below ``place`` they are."""
-    files: dict[DataFileId, memoryview] = {}
+    files: dict[DataFileId, tuple[memoryview, NDArray[np.uint8]]] = {}
     arrays: dict[int, NDArray[Any]] = {}
-    for i, spec, key, found in _found(source, names, specs):
+    for i, key, found in zip(*_found(source, names, specs), strict=True):
         if not isinstance(found, Location):
             continue
-        mapped = files.get(found.file)
-        if mapped is None:
-            mapped = files[found.file] = _map_file(place, found.file, key)
-        _, offset, length = found
-        if length == spec.nbytes and offset + length <= len(mapped) and spec.sharding is None:
+        spec = specs[i]
+        file, offset, length = found
+        if file not in files:
+            whole = _map_file(place, file, key)
+            files[file] = whole, np.frombuffer(whole, np.uint8)
+        mapped, content = files[file]
+        if length == spec.chunk_nbytes and offset + length <= len(mapped) and spec.sharding is None:
             if seen is not None:
                 seen(key, mapped[offset : offset + length])
-            arrays[i] = np.ndarray(spec.shape, spec.dtype, mapped, offset)
+            arrays[i] = np.ndarray(spec.shape, spec.dtype, content, offset)
             continue
         stored: memoryview | None = mapped[offset : offset + length]
         reason = f"of {spec.nbytes} bytes by its metadata"
@@ -100,79 +107,85 @@ def gather_arrays(
     """
     inline: dict[int, NDArray[Any]] = {}
     placed: list[_Placed] = []
-    for i, spec, key, found in _found(source, names, specs):
-        if spec.sharding is not None:
+    for i, key, found in zip(*_found(source, names, specs), strict=True):
+        spec = specs[i]
+        nbytes = spec.chunk_nbytes
+        if spec.sharding is not None or found is None:
             continue
         if isinstance(found, Location):
-            if found.length == spec.nbytes <= _SMALL:
-                placed.append(_Placed(i, spec, key, found))
-        elif found is not None and len(found) == spec.nbytes:
+            if found.length == nbytes <= _SMALL:
+                placed.append(_Placed(*found, i, key))
+        elif len(found) == nbytes:
             if seen is not None:
                 seen(key, found)
             inline[i] = np.ndarray(spec.shape, spec.dtype, found).copy()
     if inline:
         yield inline
-    placed.sort(key=lambda each: (each.at.file, each.at.offset))
-    batch: list[list[_Placed]] = []
+    placed.sort()
+    batch: list[Sequence[_Placed]] = []
     held = 0
-    for piece in _pieces(placed):
-        size = piece[-1].end - piece[0].at.offset
+    for piece in _pieces(placed, specs):
+        size = piece[-1].offset + piece[-1].length - piece[0].offset
         if batch and held + size > budget:
-            yield _read(source, batch, seen)
+            yield _read(source, batch, specs, seen)
             batch, held = [], 0
         batch.append(piece)
         held += size
     if batch:
-        yield _read(source, batch, seen)
+        yield _read(source, batch, specs, seen)
 
 
-def _found(
-    source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec]
-) -> Iterator[tuple[int, ArraySpec, bytes, Found]]:
-    """What stands at the one chunk of those arrays that are stored as they are."""
-    answers: dict[int, tuple[bool, str]] = {}  # of each spec; arrays alike share one
-    wanted: list[tuple[int, ArraySpec]] = []
-    keys: list[bytes] = []
+def _found(source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec]) -> _Chunks:
+    """The chunks of those arrays that are stored as they are."""
+    files: dict[int, str | None] = {}  # of each spec; arrays alike share one
+    wanted: list[int] = []
+    called: list[tuple[str, str]] = []
     for i, spec in specs.items():
-        answer = answers.get(id(spec))
-        if answer is None:
-            answer = answers[id(spec)] = spec.is_plain, spec.chunk_key((0,) * spec.ndim)
-        if answer[0]:
-            wanted.append((i, spec))
-            keys.append(array_key(names[i], answer[1]))
-    for (i, spec), key, found in zip(wanted, keys, source.find(keys) if keys else (), strict=True):
-        yield i, spec, key, found
+        file = files.get(id(spec), "")
+        if file == "":
+            file = files[id(spec)] = spec.chunk_key((0,) * spec.ndim) if spec.is_plain else None
+        if file is not None:
+            wanted.append(i)
+            called.append((names[i], file))
+    keys = array_keys(called)
+    return _Chunks(wanted, keys, source.find(keys) if keys else [])
 
 
-def _pieces(placed: Sequence[_Placed]) -> Iterator[list[_Placed]]:
+def _pieces(placed: Sequence[_Placed], specs: Mapping[int, ArraySpec]) -> Iterator[Sequence[_Placed]]:
     """Neighbours that are read together: in one file, at most a small gap between them, and none in another's bytes."""
-    piece: list[_Placed] = []
-    for each in placed:
-        if piece:
-            gap = each.at.offset - piece[-1].end
-            offset = each.at.offset - piece[0].at.offset
-            is_near = each.at.file == piece[0].at.file and 0 <= gap <= _GAP and offset + each.at.length <= _PIECE
-            if not is_near or offset % each.spec.dtype.alignment:
-                yield piece
-                piece = []
-        piece.append(each)
-    if piece:
-        yield piece
+    begin = start = end = 0
+    of = None
+    for at, (file, offset, length, i, _) in enumerate(placed):
+        if (
+            not 0 <= offset - end <= _GAP
+            or offset + length - start > _PIECE
+            or (file is not of and file != of)
+            or (offset - start) % specs[i].dtype.alignment
+        ):
+            if at:
+                yield placed[begin:at]
+            begin, start, of = at, offset, file
+        end = offset + length
+    if placed:
+        yield placed[begin:]
 
 
-def _read(source: Readable, pieces: Sequence[Sequence[_Placed]], seen: Seen | None) -> dict[int, NDArray[Any]]:
+def _read(
+    source: Readable, pieces: Sequence[Sequence[_Placed]], specs: Mapping[int, ArraySpec], seen: Seen | None
+) -> dict[int, NDArray[Any]]:
     memories = []
     fillings = []
     for piece in pieces:
-        first, last = piece[0].at, piece[-1]
-        memory = np.empty(last.end - first.offset, np.uint8)
+        first, last = piece[0], piece[-1]
+        memory = np.empty(last.offset + last.length - first.offset, np.uint8)
         memories.append(memory)
-        fillings.append((last.key, first._replace(length=len(memory)), memory.data))
+        fillings.append((last.key, Location(first.file, first.offset, len(memory)), memory.data))
     source.fill(fillings)
     arrays: dict[int, NDArray[Any]] = {}
     for piece, memory in zip(pieces, memories, strict=True):
-        start = piece[0].at.offset
-        for i, spec, key, (_, offset, length) in piece:
+        start = piece[0].offset
+        for _, offset, length, i, key in piece:
+            spec = specs[i]
             if seen is not None:
                 seen(key, memory.data[offset - start : offset - start + length])
             arrays[i] = np.ndarray(spec.shape, spec.dtype, memory, offset - start)

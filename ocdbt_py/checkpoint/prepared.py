@@ -8,25 +8,23 @@ compressed, the first process decides that holds some of it.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdbt_py.array.codecs import Encoder
 from ocdbt_py.array.metadata import encode_metadata
 from ocdbt_py.array.spec import ArraySpec, array_key
-from ocdbt_py.array.write import Pieces, encode_large_chunk
 from ocdbt_py.checkpoint.contents import Tree
-from ocdbt_py.checkpoint.encoding import Encoding
+from ocdbt_py.checkpoint.encoding import WORTH_TRYING, Encoding
 from ocdbt_py.checkpoint.flatten import flatten
+from ocdbt_py.checkpoint.lanes import Chunk
 from ocdbt_py.checkpoint.leaves import StoredLeaf, stored_leaf
-from ocdbt_py.checkpoint.memory import MAX_MEMORY
 from ocdbt_py.checkpoint.metadata import (
     ARRAY_METADATAS,
     METADATA,
@@ -42,22 +40,14 @@ from ocdbt_py.checkpoint.metadata import (
     encode_tree_metadata,
 )
 from ocdbt_py.checkpoint.names import check_names, check_string_names, leaf_names
+from ocdbt_py.checkpoint.new_database import NewDatabase
 from ocdbt_py.checkpoint.shards import Block, Sharded
 from ocdbt_py.errors import OcdbtError, StructureError, UnsupportedError
 from ocdbt_py.storage.protocol import Buffer
 
-__all__ = ["Origin", "Prepared", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
-_WORTH_ASKING = 64 << 10
 _SHOWN = 5
-
-
-class Origin(enum.Enum):
-    """What a value is that goes into the database."""
-
-    DOCUMENT = "the description of an array"
-    ENCODED = "a chunk, in memory of its own"
-    ARRAY = "a chunk, in the array's own memory"
 
 
 class _Array(NamedTuple):
@@ -73,8 +63,8 @@ class _Form(NamedTuple):
     """What arrays alike, each of one chunk, have in common."""
 
     document: bytes
-    document_file: str
-    chunk_file: str
+    document_file: bytes
+    chunk_file: bytes
     first: tuple[int, ...]
     is_plain: bool
 
@@ -82,7 +72,7 @@ class _Form(NamedTuple):
     def of(cls, spec: ArraySpec) -> _Form:
         index = (0,) * spec.ndim
         is_plain = spec.is_plain and spec.sharding is None
-        return cls(encode_metadata(spec), spec.metadata_key, spec.chunk_key(index), index, is_plain)
+        return cls(encode_metadata(spec), spec.metadata_key.encode(), spec.chunk_key(index).encode(), index, is_plain)
 
 
 @dataclass(slots=True)
@@ -108,6 +98,10 @@ class Prepared:
         votes = "".join([self._vote(array) for array in self.arrays if array.spec is None])
         return json.dumps([digest, votes]).encode()
 
+    def decides(self, is_jax: bool) -> bool:
+        """Whether how such an array is stored is this process's decision alone, or nobody asks for it."""
+        return self.count == 1 or not is_jax
+
     def _vote(self, array: _Array) -> str:
         sample = array.array
         if isinstance(sample, Sharded):
@@ -117,6 +111,12 @@ class Prepared:
         elif self.index:
             return "-"
         return "z" if self.encoding.compresses(sample) else "r"
+
+    def _pays(self, array: NDArray[Any] | Sharded) -> bool:
+        """Whether to compress it, for all that this process has of it."""
+        if isinstance(array, Sharded):
+            return bool(array.blocks) and self.encoding.compresses(array.blocks[0].array)
+        return self.encoding.compresses(array)
 
     def agree(self, summaries: Sequence[bytes]) -> bool:
         """Settle how arrays are stored, from everybody's summary; False if their trees are not the same."""
@@ -157,15 +157,14 @@ class Prepared:
     # --- what is written
 
     def detach(self) -> None:
-        """Copy the arrays, so that nothing that is done to the originals can change what is written."""
+        """See to it that nothing that is done to the arrays can change what is written.
+
+        Those of JAX never change: what we hold of them are views of the buffers, and not the ``jax.Array``, which
+        would be gone once it is donated or deleted. All others are copied.
+        """
         for i, each in enumerate(self.arrays):
-            array: NDArray[Any] | Sharded = each.array
-            if isinstance(array, Sharded):
-                blocks = tuple(Block(start, _copy(part)) for start, part in array.blocks)
-                array = Sharded(array.shape, array.dtype, array.write_shape, blocks, array.is_spread)
-            else:
-                array = _copy(array)
-            self.arrays[i] = each._replace(array=array)
+            if isinstance(each.array, np.ndarray) and (not each.is_jax or each.array.flags.writeable):
+                self.arrays[i] = each._replace(array=np.array(each.array, order="K", subok=False))
 
     def files(self) -> dict[str, bytes]:
         """The small files of the pytree, which process 0 writes."""
@@ -205,35 +204,41 @@ class Prepared:
         """Documents and chunks of all arrays, whoever writes them."""
         return sum(1 + int(np.prod(array.spec.grid)) for array in self.arrays if array.spec is not None)
 
-    def pieces(
-        self, progress: Any = None, max_memory: int = MAX_MEMORY
-    ) -> Iterator[tuple[bytes, Buffer | Pieces, Origin]]:
-        """Keys and values that this process writes, encoded as they are asked for."""
-        encoder = Encoder(max_memory * 3 // 8)
+    def put_into(self, database: NewDatabase) -> None:
+        """Keys and values that this process writes.
+
+        Which arrays are worth compressing is found out now, while the first ones are written already.
+        """
         forms: dict[int, _Form] = {}  # of each spec; arrays alike share one
-        for name, array, spec, _, _ in self._mine():
+        is_sampled, is_primary = self.encoding.is_sampled, self.index == 0
+        for at, each in enumerate(self.arrays):
+            name, array, spec, _, is_jax = each
+            if not is_primary and not (isinstance(array, Sharded) and array.is_spread):
+                continue
             assert spec is not None
+            if is_sampled and array.nbytes >= WORTH_TRYING and self.decides(is_jax) and self._pays(array):
+                spec = self._spec(name, array, True)
+                self.arrays[at] = each._replace(spec=spec)
             if isinstance(array, Sharded):
-                if self.index == 0:
-                    yield array_key(name, spec.metadata_key), encode_metadata(spec), Origin.DOCUMENT
+                if is_primary:
+                    database.put_document(array_key(name, spec.metadata_key), encode_metadata(spec))
                 for block in array.blocks:
-                    yield from _block(name, block, spec, encoder)
+                    _put_block(database, name, block, spec)
             elif spec.chunks == spec.shape:  # nearly all arrays: one chunk, and no detours on the way to it
                 form = forms.get(id(spec))
                 if form is None:
                     form = forms[id(spec)] = _Form.of(spec)
-                yield array_key(name, form.document_file), form.document, Origin.DOCUMENT
-                chunk: Buffer | Pieces
+                base = array_key(name, "")
+                database.put_document(base + form.document_file, form.document)
+                value: Buffer | Chunk
                 if form.is_plain and array.flags.c_contiguous:
-                    chunk = array.reshape(-1).view(np.uint8).data
+                    value = array.reshape(-1).view(np.uint8).data
                 else:
-                    chunk = encode_large_chunk(array, spec, form.first, encoder)
-                yield array_key(name, form.chunk_file), chunk, _origin(chunk, array)
+                    value = Chunk(array, spec, form.first, array.nbytes)
+                database.put(base + form.chunk_file, value)
             else:
-                yield array_key(name, spec.metadata_key), encode_metadata(spec), Origin.DOCUMENT
-                yield from _block(name, Block((0,) * spec.ndim, array), spec, encoder)
-            if progress is not None:
-                progress.relative_update(array.nbytes)
+                database.put_document(array_key(name, spec.metadata_key), encode_metadata(spec))
+                _put_block(database, name, Block((0,) * spec.ndim, array), spec)
 
 
 def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
@@ -243,7 +248,12 @@ def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
     check_names(names, flat.paths)
     custom_metadata = check_custom_metadata(tree.custom_metadata)
     prepared = Prepared(tree.encoding, custom_metadata, index, count)
+    judged: dict[tuple[Any, ...], ArraySpec] = {}
     for name, path, value in zip(names, flat.paths, flat.leaves, strict=True):
+        if type(value) is np.ndarray and (alike := judged.get((value.shape, value.dtype))) is not None:
+            prepared.arrays.append(_Array(name, value, alike, None, False))
+            prepared.records.append(LeafRecord(path, ValueType.NUMPY_ARRAY))
+            continue
         leaf = stored_leaf(name, value)
         write_shape = None
         if leaf.string is not None:
@@ -258,6 +268,9 @@ def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
         prepared.records.append(LeafRecord(path, leaf.value_type, write_shape))
         if count > 1:
             prepared.lines.append(_line(name, leaf))
+        elif type(value) is np.ndarray:
+            assert array.spec is not None
+            judged[value.shape, value.dtype] = array.spec
     check_string_names(prepared.strings)
     if flat.paths == [()] and prepared.records[0].value_type in ValueType.EMPTY:
         raise UnsupportedError("There is nothing to save: Orbax does not store a tree without leaves")
@@ -270,16 +283,13 @@ def _judge(name: str, leaf: StoredLeaf, prepared: Prepared) -> _Array:
     assert array is not None
     is_jax = leaf.value_type == ValueType.JAX_ARRAY
     spec = None
-    if isinstance(array, Sharded):
-        if array.is_spread and prepared.count == 1:
-            raise UnsupportedError(
-                f"The leaf {name!r} cannot be saved: this jax.Array lies on devices of other processes too. Call save "
-                "in all of them, after jax.distributed.initialize() or with processes="
-            )
-        if prepared.count == 1:
-            spec = prepared._spec(name, array, bool(array.blocks) and encoding.compresses(array.blocks[0].array))
-    elif not (is_jax and prepared.count > 1):
-        spec = prepared._spec(name, array, encoding.compresses(array) if prepared.index == 0 else False)
+    if isinstance(array, Sharded) and array.is_spread and prepared.count == 1:
+        raise UnsupportedError(
+            f"The leaf {name!r} cannot be saved: this jax.Array lies on devices of other processes too. Call save in "
+            "all of them, after jax.distributed.initialize() or with processes="
+        )
+    if prepared.decides(is_jax):
+        spec = prepared._spec(name, array, encoding.compresses_all)
     return _Array(name, array, spec, leaf.random_key_impl, is_jax)
 
 
@@ -293,24 +303,14 @@ def _line(name: str, leaf: StoredLeaf) -> str:
     )
 
 
-def _block(
-    name: str, block: Block, spec: ArraySpec, encoder: Encoder
-) -> Iterator[tuple[bytes, Buffer | Pieces, Origin]]:
+def _put_block(database: NewDatabase, name: str, block: Block, spec: ArraySpec) -> None:
     """The chunks of one block, which begins on a whole chunk."""
     first = [start // size for start, size in zip(block.start, spec.key_shape, strict=True)]
     grid = [-(-extent // size) for extent, size in zip(block.array.shape, spec.key_shape, strict=True)]
+    left = block.array.nbytes
+    each = math.prod(spec.key_shape) * spec.dtype.itemsize
     for index in np.ndindex(*grid):
-        value = encode_large_chunk(block.array, spec, index, encoder)
         key = array_key(name, spec.chunk_key([a + b for a, b in zip(first, index, strict=True)]))
-        yield key, value, _origin(value, block.array)
-
-
-def _copy(array: NDArray[Any]) -> NDArray[Any]:
-    return np.array(array, order="K", subok=False)
-
-
-def _origin(value: Buffer | Pieces, array: NDArray[Any]) -> Origin:
-    """Whether a chunk lies in the array's memory; of short ones it is not worth asking."""
-    if isinstance(value, memoryview) and len(value) >= _WORTH_ASKING and np.may_share_memory(value, array):
-        return Origin.ARRAY
-    return Origin.ENCODED
+        nbytes = min(each, left)
+        left -= nbytes
+        database.put(key, Chunk(block.array, spec, index, nbytes))

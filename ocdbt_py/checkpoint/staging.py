@@ -194,8 +194,10 @@ class _Renamed:
         data_files: Sequence[str],
         items: Sequence[str] = (),
     ) -> None:
-        write_small(self.place, files)
-        _commit(self.place, checkpoint_metadata, self._final.url, items)
+        url = self._final.url
+        markers = {f"{item}/{COMMIT_MARKER}": commit_text(f"{url}/{item}") for item in items}
+        last = {CHECKPOINT_METADATA: checkpoint_metadata, COMMIT_MARKER: commit_text(url)}
+        _write_together(self.place, {**files, **markers, **last})
         storage, path = self._storage, self._final.path
         if not self._exists:
             storage.rename(self.place.path, path)
@@ -322,6 +324,17 @@ def write_small(place: Place, files: Mapping[str, bytes]) -> None:
         place.storage.write(f"{place.path}/{name}", [files[name]])
 
     each(write, files, place.storage.capabilities.parallel)
+
+
+def _write_together(place: Place, files: Mapping[str, bytes]) -> None:
+    """The same where nobody looks yet: there is one wait for the disk."""
+    paths = {f"{place.path}/{name}": data for name, data in files.items()}
+    for path, data in paths.items():
+        try:
+            place.storage.put(path, [data])
+        except AlreadyExistsError:  # one of those that several processes write early
+            place.storage.write(path, [data])
+    place.storage.sync(paths)
 
 
 def _commit(place: Place, checkpoint_metadata: bytes, url: str, items: Sequence[str]) -> None:

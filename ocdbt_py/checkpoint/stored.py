@@ -9,7 +9,7 @@ allow it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.array.lazy import LazyArray
 from ocdbt_py.array.metadata import METADATA_FILES, decode_metadata
 from ocdbt_py.array.read import ArrayRead, Missing, read_arrays
-from ocdbt_py.array.spec import ArraySpec, array_key
+from ocdbt_py.array.spec import ArraySpec, array_key, array_keys
 from ocdbt_py.array.values import Values
 from ocdbt_py.array.zarr3 import is_group
 from ocdbt_py.checkpoint.aggregate import decode_aggregate
-from ocdbt_py.checkpoint.array_source import open_arrays
+from ocdbt_py.checkpoint.array_source import ArraySource, open_arrays
 from ocdbt_py.checkpoint.checksums import Verified
 from ocdbt_py.checkpoint.collecting import collector_paused
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
@@ -45,7 +45,6 @@ from ocdbt_py.checkpoint.metadata import (
     decode_tree_metadata,
     look_up_string,
 )
-from ocdbt_py.checkpoint.names import leaf_names
 from ocdbt_py.checkpoint.placing import gather_arrays, map_arrays
 from ocdbt_py.checkpoint.random_keys import key_tree
 from ocdbt_py.checkpoint.views import Overlay
@@ -55,7 +54,16 @@ from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Buffer
 
-__all__ = ["NO_ARRAY", "READING", "ArrayInfo", "Reading", "StoredTree", "python_number"]
+__all__ = [
+    "NO_ARRAY",
+    "READING",
+    "ArrayInfo",
+    "Reading",
+    "StoredTree",
+    "check_distinct",
+    "python_number",
+    "read_present",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +124,14 @@ class StoredTree:
 
     @classmethod
     @collector_paused()
-    def open(cls, layout: Layout) -> StoredTree:
-        """Read the metadata of what :func:`identify` found to be a pytree, arrays or a random key."""
+    def open(cls, layout: Layout, data: bytes | None = None) -> StoredTree:
+        """Read the metadata of what :func:`identify` found to be a pytree, arrays or a random key; ``data`` is what
+        ``_METADATA`` holds, where it was read already.
+        """
         match layout.kind:
             case Kind.PYTREE | Kind.OLD_PYTREE:
                 try:
-                    return cls._of_tree(layout)
+                    return cls._of_tree(layout, data)
                 except CorruptDataError as error:
                     raise error.located(url=layout.place.url) from None
             case Kind.DATABASE | Kind.ARRAYS | Kind.PARTS:
@@ -135,32 +145,45 @@ class StoredTree:
         )
 
     @classmethod
-    def _of_tree(cls, layout: Layout) -> StoredTree:
+    def _of_tree(cls, layout: Layout, data: bytes | None) -> StoredTree:
         place = layout.place
         aggregate = None
         if AGGREGATE in layout.names:
-            aggregate = decode_aggregate(_read(place, AGGREGATE))
+            aggregate = decode_aggregate(read_present(place, AGGREGATE))
         if layout.kind is Kind.PYTREE:
-            metadata = decode_tree_metadata(_read(place, METADATA))
+            metadata = decode_tree_metadata(read_present(place, METADATA) if data is None else data)
             metadata = metadata if aggregate is None else aggregate.over(metadata)
         else:
             assert aggregate is not None
             metadata = aggregate.metadata
-        names = leaf_names(record.path for record in metadata.leaves)
-        _check_distinct(names, METADATA if layout.kind is Kind.PYTREE else AGGREGATE)
-        source: Readable | None = None
-        inline = frozenset[str]() if aggregate is None else aggregate.inline
-        if any(
-            record.value_type in ValueType.ARRAYS and name not in inline
-            for record, name in zip(metadata.leaves, names, strict=True)
+        check_distinct(metadata.names, METADATA if layout.kind is Kind.PYTREE else AGGREGATE)
+        if aggregate is None:
+            return cls.with_arrays(layout, metadata)
+        documents = {i: ".zarray" for i, name in enumerate(metadata.names) if name in aggregate.inline}
+        stored = cls.with_arrays(layout, metadata, elsewhere=aggregate.inline)
+        source = Overlay(place, aggregate.values, stored.source) if aggregate.values else stored.source
+        return replace(stored, source=source, documents=documents, strings=aggregate.strings)
+
+    @classmethod
+    def with_arrays(
+        cls,
+        layout: Layout,
+        metadata: TreeMetadata,
+        arrays: ArraySource | None = None,
+        *,
+        elsewhere: Container[str] = (),
+    ) -> StoredTree:
+        """With ``arrays``, or what is found, as the source of those leaves that are arrays and not ``elsewhere``."""
+        if not any(
+            record.value_type in ValueType.ARRAYS and name not in elsewhere
+            for record, name in zip(metadata.leaves, metadata.names, strict=True)
         ):
-            source, is_whole = open_arrays(layout, metadata.use_ocdbt)
-            if not is_whole:
-                metadata = replace(metadata, missing_chunks_are_fill_values=False)
-        if aggregate is not None and aggregate.values:
-            source = Overlay(place, aggregate.values, source)
-        documents = {i: ".zarray" for i, name in enumerate(names) if name in inline}
-        return cls(place, metadata, names, source, documents, {} if aggregate is None else aggregate.strings)
+            return cls(layout.place, metadata, metadata.names, None)
+        if arrays is None or metadata.use_ocdbt is False:
+            arrays = open_arrays(layout, metadata.use_ocdbt)
+        if not arrays.is_whole:
+            metadata = replace(metadata, missing_chunks_are_fill_values=False)
+        return cls(layout.place, metadata, metadata.names, arrays.values)
 
     @classmethod
     def _of_arrays(cls, layout: Layout) -> StoredTree:
@@ -188,7 +211,7 @@ class StoredTree:
             )
         records = [LeafRecord(_flat_path(name), ValueType.NUMPY_ARRAY) for name in names]
         documents = dict(enumerate(files.values()))
-        return cls(place, TreeMetadata(records, None, False, is_whole, None), names, source, documents)
+        return cls(place, TreeMetadata(records, names, None, False, is_whole, None), names, source, documents)
 
     @property
     def leaves(self) -> Sequence[LeafRecord]:
@@ -215,11 +238,12 @@ class StoredTree:
 
     def specs(self, indices: Iterable[int]) -> dict[int, ArraySpec]:
         """How those of these leaves are stored that are arrays; one request for all of them."""
-        wanted = [i for i in indices if self.leaves[i].value_type in ValueType.ARRAYS]
+        leaves, names = self.leaves, self.names
+        wanted = [i for i in indices if leaves[i].value_type in ValueType.ARRAYS]
         if not wanted:
             return {}
         usual = "zarr.json" if self.metadata.use_zarr3 else ".zarray"
-        keys = [array_key(self.names[i], self.documents.get(i, usual)) for i in wanted]
+        keys = array_keys((names[i], self.documents.get(i, usual)) for i in wanted)
         decoded: dict[bytes, ArraySpec] = {}
         specs = {}
         for i, key, found in zip(wanted, keys, self._documents(keys), strict=True):
@@ -383,14 +407,15 @@ def _flat_path(name: str) -> Path:
     return (Key(name, KeyKind.DICT),) if name else ()
 
 
-def _read(place: Place, name: str) -> bytes:
+def read_present(place: Place, name: str) -> bytes:
+    """A file that was listed."""
     data = read_file(place, name)
     if data is None:
         raise PathNotFoundError(f"{name} of {place.url} is gone", url=place.url)
     return data
 
 
-def _check_distinct(names: Sequence[str], path: str) -> None:
+def check_distinct(names: Sequence[str], path: str) -> None:
     """Two leaves of one name would be one array; their writer merged or lost one of them."""
     if len(set(names)) < len(names):
         seen: set[str] = set()

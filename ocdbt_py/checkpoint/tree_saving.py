@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ocdbt_py.array.write import Pieces
 from ocdbt_py.checkpoint.checksums import CHECKSUMS
 from ocdbt_py.checkpoint.contents import Tree
 from ocdbt_py.checkpoint.layout import child
 from ocdbt_py.checkpoint.merging import merge, part_name
 from ocdbt_py.checkpoint.new_database import NewDatabase
-from ocdbt_py.checkpoint.prepared import Origin, prepare
+from ocdbt_py.checkpoint.prepared import prepare
 from ocdbt_py.checkpoint.staging import write_small
 from ocdbt_py.errors import StructureError
 from ocdbt_py.format.manifest import MANIFEST_NAME
@@ -92,14 +91,11 @@ class TreeSave:
             return []
         place = self._place(staged)
         part = child(place, part_name(self._index)) if self._count > 1 else place
-        self._database = database = NewDatabase(part.storage, part.path, checksums=checksums, max_memory=max_memory)
-        for key, value, origin in prepared.pieces(progress, max_memory):
-            if isinstance(value, Pieces):
-                database.put_pieces(key, value)
-            elif origin is Origin.DOCUMENT:
-                database.put_document(key, bytes(value))
-            else:
-                database.put(key, value, borrowed=origin is Origin.ARRAY)
+        written = {} if progress is None else {"written": progress.relative_update}
+        self._database = database = NewDatabase(
+            part.storage, part.path, checksums=checksums, max_memory=max_memory, **written
+        )
+        prepared.put_into(database)
 
         def meanwhile() -> None:
             self._early = self.early_files()

@@ -14,10 +14,13 @@ and nodes do, at most :data:`PENDING_BYTES` are held.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ocdbt_py.errors import AlreadyExistsError, OcdbtError
 from ocdbt_py.format.datafile import NO_FILE, DataFileId, Location
@@ -86,6 +89,11 @@ class DataFiles:
         file = self._file(prefix, alignment)
         location = Location(file.id, file.size, length)
         file.pending.append(data)
+        self._grow(prefix, file, length, borrowed)
+        return location
+
+    def _grow(self, prefix: str, file: _OpenFile, length: int, borrowed: bool) -> None:
+        """So much was appended; write it, or begin to, if it is time for that."""
         file.pending_bytes += length
         file.size += length
         if not borrowed:
@@ -97,7 +105,26 @@ class DataFiles:
                 self._close(prefix)
         elif file.owned_bytes >= self._most_pending:
             self._drain(file)
-        return location
+
+    def append_all(
+        self, prefix: str, values: Sequence[Buffer], *, borrowed: bool = False, alignment: int = 1
+    ) -> tuple[DataFileId, NDArray[np.int64], NDArray[np.int64]]:
+        """As :meth:`append`, for many values, none of them empty, in one file: that, their offsets and lengths."""
+        file = self._file(prefix, alignment)
+        lengths = np.fromiter(map(len, values), np.int64, len(values))
+        gaps = -lengths % alignment
+        gaps[-1] = 0  # which the next value brings along
+        steps = lengths + gaps
+        offsets = file.size + np.cumsum(steps) - steps
+        if gaps.any():
+            for value, gap in zip(values, gaps.tolist(), strict=True):
+                file.pending.append(value)
+                if gap:
+                    file.pending.append(bytes(gap))
+        else:
+            file.pending += values
+        self._grow(prefix, file, int(steps.sum()), borrowed)
+        return file.id, offsets, lengths
 
     def append_pieces(self, prefix: str, pieces: Iterable[Buffer], *, alignment: int = 1) -> Location:
         """As :meth:`append`, for a value that is too large to be held: written as its pieces come, a run at a time."""

@@ -8,8 +8,8 @@ they end cycles and keep a damaged tree from answering for keys that are not its
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from ocdbt_py.engine.process_lock import ProcessLock
 from ocdbt_py.errors import CorruptDataError, NotFoundError
@@ -25,6 +25,8 @@ T = TypeVar("T", LeafNode, InteriorNode, VersionNode)
 # What a decoded entry costs beside its bytes: the key's object, its slot, and eight bytes in each column.
 _ENTRY_BYTES = 120
 _NODE_BYTES = 1000
+
+_TOGETHER_BYTES = 8 << 20  # of nodes, requested and held at a time as they are stored
 
 
 def file_path(base: str, file: DataFileId) -> str:
@@ -59,6 +61,16 @@ def version_node_fault(found: tuple[int, int, int], expected: tuple[int, int, in
     return None
 
 
+class Child(NamedTuple):
+    """A B-tree node as its parent has it: where it is, how high, what its keys leave out and between which they lie."""
+
+    location: Location
+    height: int
+    prefix: bytes
+    lower: bytes
+    upper: bytes | None
+
+
 class Nodes:
     """The nodes and values of the database at ``base`` (a path in ``storage``, without a trailing slash)."""
 
@@ -75,24 +87,59 @@ class Nodes:
 
         ``height`` is what the parent says, ``lower <= key < upper`` what it allows.
         """
-        node = self.any_btree(location, prefix)
-        fault = btree_fault(node.height, node.keys[0], node.keys[-1], height, lower, upper)
-        if fault is not None:
-            raise self._at(CorruptDataError(f"B-tree node: {fault}"), location)
-        return node
+        return self.btrees([Child(location, height, prefix, lower, upper)])[0]
+
+    def btrees(self, wanted: Sequence[Child]) -> list[BTreeNode]:
+        """The nodes, each compared with what its parent expects; those not at hand are requested together."""
+        nodes = [self._cached(each.location, each.prefix) for each in wanted]
+        missing = [i for i, node in enumerate(nodes) if node is None]
+        for i, data in zip(missing, self._read_all([wanted[i].location for i in missing]), strict=True):
+            nodes[i] = self._decoded(data, wanted[i].location, wanted[i].prefix)
+        found: list[BTreeNode] = []
+        for node, (location, height, _, lower, upper) in zip(nodes, wanted, strict=True):
+            assert isinstance(node, LeafNode | InteriorNode)
+            fault = btree_fault(node.height, node.keys[0], node.keys[-1], height, lower, upper)
+            if fault is not None:
+                raise self._at(CorruptDataError(f"B-tree node: {fault}"), location)
+            found.append(node)
+        return found
 
     def any_btree(self, location: Location, prefix: bytes) -> BTreeNode:
         """The node at ``location``, not compared with what its parent expects."""
         node = self._cached(location, prefix)
         if node is None:
-            data = self._read(location, "B-tree node")
-            try:
-                node = decode_btree_node(data, base_path=location.file.base_path, prefix=prefix)
-            except CorruptDataError as error:
-                raise self._at(error, location) from None
-            self.keep(location, prefix, node)
+            node = self._decoded(self._read(location, "B-tree node"), location, prefix)
         assert not isinstance(node, VersionNode)
         return node
+
+    def _decoded(self, data: bytes, location: Location, prefix: bytes) -> BTreeNode:
+        try:
+            node = decode_btree_node(data, base_path=location.file.base_path, prefix=prefix)
+        except CorruptDataError as error:
+            raise self._at(error, location) from None
+        self.keep(location, prefix, node)
+        return node
+
+    def _read_all(self, locations: Sequence[Location]) -> Iterator[bytes]:
+        """What is stored of each node, many in a request."""
+        start = 0
+        while start < len(locations):
+            stop, size = start, 0
+            while stop < len(locations) and (stop == start or size + locations[stop].length <= _TOGETHER_BYTES):
+                size += locations[stop].length
+                stop += 1
+            if stop == start + 1:
+                yield self._read(locations[start], "B-tree node")
+            else:
+                ranges = [
+                    (file_path(self._base, at.file), at.offset, at.offset + at.length) for at in locations[start:stop]
+                ]
+                try:
+                    yield from self._storage.read_many(ranges)
+                except (NotFoundError, CorruptDataError):
+                    # one by one, to say which
+                    yield from (self._read(at, "B-tree node") for at in locations[start:stop])
+            start = stop
 
     def keep(self, location: Location, prefix: bytes, node: BTreeNode) -> None:
         """Remember a node, read or just written, as far as there is room."""

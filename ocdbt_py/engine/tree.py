@@ -9,10 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
-from ocdbt_py.engine.nodes import BTreeNode, Nodes
+from ocdbt_py.engine.nodes import BTreeNode, Child, Nodes
 from ocdbt_py.format.btree import InteriorNode, LeafNode
 from ocdbt_py.format.datafile import Location
-from ocdbt_py.format.key_column import MANY_SEARCHES, search
+from ocdbt_py.format.key_column import MANY_SEARCHES, all_places, search
 from ocdbt_py.format.versions import VersionEntry
 
 Found = bytes | Location | None
@@ -43,28 +43,33 @@ class Tree:
         if isinstance(root, LeafNode):  # as in most trees; nothing is to be divided between nodes
             return _look_up(root, keys)
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        pending: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(order))]
-        while pending:
-            node, upper, low, high = pending.pop()
-            if isinstance(node, LeafNode):
-                inside = order[low:high]
-                for i, value in zip(inside, _look_up(node, [keys[i] for i in inside]), strict=True):
-                    found[i] = value
-                continue
-            while low < high:
-                key = keys[order[low]]
-                child = bisect_right(node.keys, key) - 1
-                if child < 0:  # before the first key of the tree
-                    low += 1
+        level: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(order))]
+        while level:
+            wanted: list[Child] = []
+            shares: list[tuple[int, int]] = []
+            for node, upper, low, high in level:
+                if isinstance(node, LeafNode):
+                    inside = order[low:high]
+                    for i, value in zip(inside, _look_up(node, [keys[i] for i in inside]), strict=True):
+                        found[i] = value
                     continue
-                end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
-                stop = low + 1
-                if stop < high:
-                    stop = high if end is None else bisect_left(order, end, stop, high, key=keys.__getitem__)
-                if stop - low > 1 or key.startswith(node.keys[child][: int(node.subtree_prefix_lengths[child])]):
-                    below, end = self._child(node, upper, child)
-                    pending.append((below, end, low, stop))
-                low = stop
+                while low < high:
+                    key = keys[order[low]]
+                    child = bisect_right(node.keys, key) - 1
+                    if child < 0:  # before the first key of the tree
+                        low += 1
+                        continue
+                    end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
+                    stop = low + 1
+                    if stop < high:
+                        stop = high if end is None else bisect_left(order, end, stop, high, key=keys.__getitem__)
+                    if stop - low > 1 or key.startswith(node.keys[child][: int(node.subtree_prefix_lengths[child])]):
+                        wanted.append(_child(node, upper, child))
+                        shares.append((low, stop))
+                    low = stop
+            # of all children at once: on a distant storage each request takes its time
+            below = self.nodes.btrees(wanted)
+            level = [(node, child.upper, *share) for node, child, share in zip(below, wanted, shares, strict=True)]
         return found
 
     def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[LeafNode, int, int]]:
@@ -87,15 +92,9 @@ class Tree:
             if child is None:
                 path.pop()
                 continue
-            below, end = self._child(node, upper, child)
-            path.append((below, end, _children(below, start, stop)))
-
-    def _child(self, node: InteriorNode, upper: bytes | None, child: int) -> tuple[BTreeNode, bytes | None]:
-        """A child and the key before which it must end."""
-        key = node.keys[child]
-        end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
-        prefix = key[: int(node.subtree_prefix_lengths[child])]
-        return self.nodes.btree(node.location(child), node.height - 1, prefix, key, end), end
+            wanted = _child(node, upper, child)
+            (below,) = self.nodes.btrees([wanted])
+            path.append((below, wanted.upper, _children(below, start, stop)))
 
     def _root(self) -> BTreeNode | None:
         version = self.version
@@ -104,11 +103,19 @@ class Tree:
         return self.nodes.btree(version.root, version.root_height, b"", b"", None)
 
 
+def _child(node: InteriorNode, upper: bytes | None, child: int) -> Child:
+    """What an interior node says of a child."""
+    key = node.keys[child]
+    end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
+    return Child(node.location(child), node.height - 1, key[: int(node.subtree_prefix_lengths[child])], key, end)
+
+
 def _look_up(leaf: LeafNode, keys: Sequence[bytes]) -> list[Found]:
     """The value of each key of a leaf."""
     if len(keys) > 1 and len(keys) * MANY_SEARCHES > len(leaf.keys):
-        places = dict(zip(leaf.keys, range(len(leaf.keys)), strict=True))
-        found = [places.get(key) for key in keys]
+        found = list(map(all_places(leaf.keys).get, keys))
+        if None not in found:
+            return [*leaf.values(found)]  # type: ignore[arg-type]
         values = iter(leaf.values([at for at in found if at is not None]))
         return [None if at is None else next(values) for at in found]
     answers: list[Found] = []

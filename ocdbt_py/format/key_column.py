@@ -30,6 +30,7 @@ __all__ = [
     "LONG",
     "MANY_SEARCHES",
     "KeyColumn",
+    "all_places",
     "cut_for",
     "key_lengths",
     "merge_keys",
@@ -60,7 +61,7 @@ class KeyColumn(Sequence[bytes]):
     key before it shares ``shared[i]`` bytes, not one more; the first shares none.
     """
 
-    __slots__ = ("_cut", "_firsts", "_keys", "_last", "shared", "starts", "suffixes")
+    __slots__ = ("_cut", "_firsts", "_keys", "_last", "_places", "shared", "starts", "suffixes")
 
     def __init__(
         self, shared: NDArray[np.int64], starts: NDArray[np.int64], suffixes: bytes, keys: list[bytes] | None = None
@@ -71,6 +72,7 @@ class KeyColumn(Sequence[bytes]):
         self._firsts: list[bytes] = []  # of the runs; empty until needed
         self._cut: dict[int, list[bytes]] = {}
         self._last: bytes | None = None  # the last key, once it is known
+        self._places: dict[bytes, int] | None = None  # of all keys, once so many were searched for
         self._keys = keys if keys is not None and len(keys) <= _KEPT else None  # all of them, and then the rest unused
 
     @classmethod
@@ -99,6 +101,13 @@ class KeyColumn(Sequence[bytes]):
             return bisect_left(self._keys, key)
         run = bisect_right(self._first_keys(), key) - 1
         return run * _RUN + bisect_left(self._run(run), key) if run >= 0 else 0
+
+    @property
+    def places(self) -> dict[bytes, int]:
+        """The index of each key; made once."""
+        if self._places is None:
+            self._places = dict(zip(self, range(len(self)), strict=True))
+        return self._places
 
     def part(self, start: int, stop: int) -> KeyColumn:
         """The keys ``[start, stop)``, at least one, as a column of their own."""
@@ -239,6 +248,11 @@ def _splice(old: KeyColumn, new: Sequence[bytes], order: NDArray[np.int64], chan
 def search(keys: Sequence[bytes], key: bytes) -> int:
     """The index of the first of ``keys`` that is not less than ``key``; their number if there is none."""
     return keys.search(key) if isinstance(keys, KeyColumn) else bisect_left(keys, key)
+
+
+def all_places(keys: Sequence[bytes]) -> dict[bytes, int]:
+    """The index of each key."""
+    return keys.places if isinstance(keys, KeyColumn) else dict(zip(keys, range(len(keys)), strict=True))
 
 
 def cut_for(searches: int, keys: Sequence[bytes]) -> Sequence[bytes]:

@@ -6,12 +6,13 @@ still run, and a thread is nothing beside a request. Where the system gives no m
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["Background", "each"]
+__all__ = ["Background", "each", "processors"]
 
 T = TypeVar("T")
 
@@ -85,3 +86,8 @@ def each(function: Callable[[T], object], items: Iterable[T], workers: int) -> N
     finally:
         background.settle()
     background.wait()
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

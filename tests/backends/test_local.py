@@ -27,7 +27,7 @@ from ocdbt_py.errors import (
 from ocdbt_py.storage.location import Settings
 from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Read, Storage
 from ocdbt_py.testing.storage_suite import StorageSuite, content, in_threads, increment, put
-from ocdbt_py_backends import local_lock
+from ocdbt_py_backends import local, local_lock
 from ocdbt_py_backends.local import LocalStorage
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -549,3 +549,20 @@ def test_conflicts_and_reads_leave_no_descriptor_open(storage: LocalStorage, tmp
         storage.create(f"{tmp_path}/h").abort()
     assert len(os.listdir("/proc/self/fd")) == before
     assert names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("sizes", [(1000,), (7, 1, 400, 0, 592), (10,) * 100, (999, 2)])
+def test_much_is_read_by_several_threads_each_its_share(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(local, "_READ_A_THREAD", 100)
+    monkeypatch.setattr(local, "processors", lambda: 3)
+    data = bytes(range(250)) * 8
+    for name in "ab":
+        put(storage, f"{tmp_path}/{name}", data)
+    buffers = [bytearray(size) for size in sizes]
+    fillings = [(f"{tmp_path}/{'ab'[i % 2]}", 500 + i, memoryview(buffer)) for i, buffer in enumerate(buffers)]
+    shares = local._shares(fillings)
+    assert [sum(len(buffer) for _, _, buffer in share) for share in shares[:-1]] == [-(-sum(sizes) // 3)] * 2
+    storage.read_many_into(fillings)
+    assert buffers == [data[500 + i : 500 + i + size] for i, size in enumerate(sizes)]

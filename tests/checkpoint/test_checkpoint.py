@@ -10,7 +10,9 @@ import pytest
 
 from ocdbt_py.array.lazy import LazyArray
 from ocdbt_py.backends import MemoryStorage
+from ocdbt_py.checkpoint import long_tree, stored
 from ocdbt_py.checkpoint.checkpoint import ArrayInfo, Checkpoint, Fetch
+from ocdbt_py.checkpoint.metadata import TreeMetadata, decode_tree_metadata
 from ocdbt_py.checkpoint.save import save
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, KeyNotFoundError, UncommittedError
 from ocdbt_py.testing.faulty import FaultyStorage
@@ -21,6 +23,14 @@ TREE = {
     "list": [1, "two", None, {}],
     "rate": 0.5,
 }
+
+
+@pytest.fixture(autouse=True, params=["short", "long"])
+def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of the metadata, as far as it decides whether they are parsed at once."""
+    if request.param == "long":
+        monkeypatch.setattr(long_tree, "_LONG", 0)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -55,6 +65,28 @@ def test_it_is_a_mapping_of_leaf_names(url: Path) -> None:
     assert checkpoint != Checkpoint(url)
     assert checkpoint == checkpoint
     assert hash(checkpoint) != hash(Checkpoint(url))
+
+
+def test_a_few_leaves_of_many_are_read_before_all_are_parsed(
+    url: Path, monkeypatch: pytest.MonkeyPatch, length: str
+) -> None:
+    parsed = []
+
+    def parse(data: bytes) -> TreeMetadata:
+        parsed.append(data)
+        return decode_tree_metadata(data)
+
+    for module in (stored, long_tree):
+        monkeypatch.setattr(module, "decode_tree_metadata", parse)
+    checkpoint = Checkpoint(url)
+    for _ in range(3):
+        assert checkpoint["list.0"] == 1
+        np.testing.assert_equal(checkpoint["params.b"][1:], np.ones(2))
+    assert len(checkpoint.explain("params.w", np.s_[:2])) == 1
+    assert len(parsed) == (length == "short")
+    for _ in range(10):
+        assert checkpoint["list.1"] == "two"
+    assert len(parsed) == 1  # one search after the other would take longer
 
 
 def test_a_name_that_is_not_there_is_a_key_error_with_the_nearest(url: Path) -> None:

@@ -17,7 +17,6 @@ import ocdbt_py
 from ocdbt_py.checkpoint.async_saving import save_async
 from ocdbt_py.checkpoint.checksums import (
     CHECKSUMS,
-    Checksummer,
     Verified,
     decode_checksums,
     encode_checksums,
@@ -30,7 +29,6 @@ from ocdbt_py.checkpoint.save import save
 from ocdbt_py.database import open as open_database
 from ocdbt_py.errors import CorruptDataError, UnsupportedError
 from ocdbt_py.format.checksum import crc32c
-from ocdbt_py.format.datafile import DataFileId, Location
 
 NOISE = np.random.default_rng(5).integers(0, 255, 3 << 20, np.uint8)
 TREE = {
@@ -194,15 +192,6 @@ def test_each_part_of_a_merged_database_has_its_own_table() -> None:
 
 
 # --- while writing and reading
-
-
-def test_an_abort_waits_until_no_memory_is_looked_at() -> None:
-    summer = Checksummer()
-    location = Location(DataFileId(b"", b"d/1"), 0, len(NOISE))
-    for _ in range(3):
-        summer.add(location, NOISE.data, borrowed=True)
-    summer.abort()
-    assert summer.finish().keys() <= {"d/1"}
 
 
 def test_values_that_come_in_parts_are_compared_when_whole() -> None:

@@ -155,7 +155,7 @@ def test_after_an_overwrite_nothing_of_the_old_checkpoint_is_left(
     names = {path.removeprefix(place.path + "/") for path in after}
     data = {name for name in names if name.startswith("d/")}
     assert names - data == {"manifest.ocdbt", CHECKSUMS, "_METADATA", CHECKPOINT_METADATA, COMMIT_MARKER}
-    assert len(data) == (3 if kind is Bucket else 1)  # in a bucket two with values and one with the tree
+    assert len(data) == (2 if kind is Bucket else 1)  # in a bucket the values, and the tree
     assert not {place.path + "/" + name for name in data} & before
     assert files_beside(place) == []
 

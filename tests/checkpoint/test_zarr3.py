@@ -87,7 +87,7 @@ def test_raw_arrays_are_mapped_where_they_lie_in_their_shards(url: Path) -> None
     assert not mapped["w"].flags.owndata
     mapped["w"][:] = 0  # a copy of its own
     assert_same(restore(url))
-    assert restore(url)["w"].flags.owndata
+    assert restore(url)["w"].base.nbytes <= mapped["w"].nbytes + 64  # nothing of the shard around it
 
 
 def test_explain_tells_that_the_index_is_fetched_first(url: Path) -> None:

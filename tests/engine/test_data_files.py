@@ -16,6 +16,7 @@ import pytest
 from ocdbt_py.backends import MemoryStorage
 from ocdbt_py.engine.data_files import PAGE, PENDING_BYTES, DataFiles
 from ocdbt_py.errors import AlreadyExistsError, StorageError
+from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.protocol import Capabilities
 from ocdbt_py.testing.faulty import Crash, Fault, FaultyStorage
 
@@ -242,3 +243,22 @@ def test_files_are_put_in_the_background_after_a_fork_and_while_the_interpreter_
         assert len(db) == 60
         assert db["late 7"] == b"w" * 900
         assert db["child 7"] == b"c" * 900
+
+
+@pytest.mark.parametrize("alignment", [1, 64])
+def test_many_values_stand_where_each_would_alone(base: str, alignment: int) -> None:
+    values = [b"%d" % i * i for i in range(1, 150)]
+    found = []
+    for together in (False, True):
+        storage = MemoryStorage()
+        files = DataFiles(storage, f"{base}/{together}", 0, names=lambda: "x")
+        files.append("d/", b"before", alignment=alignment)
+        if together:
+            file, offsets, lengths = files.append_all("d/", values, alignment=alignment)
+            places = [Location(file, *where) for where in zip(offsets.tolist(), lengths.tolist(), strict=True)]
+        else:
+            places = [files.append("d/", value, alignment=alignment) for value in values]
+        places.append(files.append("d/", b"after", alignment=alignment))
+        files.flush()
+        found.append((places, list(contents(f"{base}/{together}").values())))
+    assert found[0] == found[1]

@@ -6,7 +6,8 @@ import pytest
 import ocdbt_py
 from ocdbt_py.engine.columns import INLINE
 from ocdbt_py.engine.data_files import DataFiles
-from ocdbt_py.engine.mutations import KeyRange, Mutations, Staged
+from ocdbt_py.engine.mutations import KeyRange, Mutations, Staged, stage_puts
+from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.storage.protocol import Capabilities
 
@@ -104,3 +105,19 @@ def test_a_key_beyond_the_limit_is_refused() -> None:
     mutations.update({b"a": b"", b"k" * 65535: b""})
     with pytest.raises(ocdbt_py.InvalidArgumentError, match="65535"):
         mutations.update({b"a": b"", b"k" * 65536: b"", b"z": b""})
+
+
+def test_puts_alone_are_staged_from_columns_and_the_last_of_a_key_counts() -> None:
+    file = DataFileId(b"", b"d/x")
+    puts = LeafNode(
+        keys=[b"c", b"a", b"b", b"a", b"d", b"a"],
+        lengths=np.array([2, 2, 3, 9, 2, 5]),
+        file_ids=np.array([INLINE, INLINE, INLINE, 0, INLINE, 0]),
+        offsets=np.array([0, 0, 2, 64, 0, 128]),
+        inline=b"xxyyy",
+        files=(file,),
+    )
+    found = stage_puts(puts)
+    assert contents(found) == {b"a": Location(file, 128, 5), b"b": b"yyy", b"c": b"xx", b"d": b"xx"}
+    assert found.keys == [b"a", b"b", b"c", b"d"]
+    assert found.put_ranks.tolist() == [0, 1, 2, 3, 4]

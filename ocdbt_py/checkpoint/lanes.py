@@ -1,0 +1,254 @@
+"""Values on their way to storage, in batches and in several threads: encoded, checksummed and written by one of them.
+
+A batch is handed to whichever thread is free. That encodes what has to be, computes the checksums while the bytes are
+near, and writes them into a data file of its own: a filesystem lets one writer at a time into a file. When no batch is
+left, it waits for the disk, and so all files are waited for together. Where files are put in the background anyway
+(``Capabilities.parallel``), all threads append to the same ones.
+
+Threads begin when there is enough for them. Of a small tree all is done by the caller, in the file that the tree of
+keys goes into too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdbt_py.array.codecs import Encoder
+from ocdbt_py.array.spec import ArraySpec
+from ocdbt_py.array.write import Pieces, encode_large_chunk
+from ocdbt_py.engine.data_files import DataFiles
+from ocdbt_py.format.checksum import crc32c
+from ocdbt_py.format.datafile import DataFileId
+from ocdbt_py.storage.background import processors
+from ocdbt_py.storage.protocol import Buffer
+
+__all__ = ["Batch", "Chunk", "Lanes", "Placed", "lane_count"]
+
+BATCH_BYTES = 4 << 20
+"""A batch is complete with so many."""
+
+_LANE_BYTES = 16 << 20
+"""What a thread holds: a chunk of Orbax's size for large arrays, encoded."""
+
+
+def lane_count(max_memory: int) -> int:
+    """So many threads, on this machine and with that much memory."""
+    return max(1, min(processors(), max_memory // _LANE_BYTES))
+
+
+class Chunk(NamedTuple):
+    """A value yet to be made: the chunk at this place in the grid of an array, or of a block of one."""
+
+    array: NDArray[Any]
+    spec: ArraySpec
+    place: tuple[int, ...]
+    nbytes: int
+    """Of the array, in this chunk."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Values and their keys; ``nbytes`` of arrays that they stand for, some perhaps without a value here."""
+
+    keys: list[bytes] = field(default_factory=list)
+    values: list[Buffer | Chunk] = field(default_factory=list)
+    nbytes: int = 0
+
+
+class Placed(NamedTuple):
+    """Where the values of a batch lie, all in one file, and their checksums, if these were asked for."""
+
+    keys: Sequence[bytes]
+    file: DataFileId
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    checksums: Sequence[int]
+
+
+class Lanes:
+    """The threads, and what they have written."""
+
+    def __init__(
+        self,
+        files: DataFiles,
+        open_files: Callable[[int], DataFiles] | None,
+        prefix: str,
+        alignment: int,
+        *,
+        count: int,
+        max_memory: int,
+        checksums: bool,
+        longest_short: int,
+        written: Callable[[int], object],
+    ) -> None:
+        """``files`` are the caller's; ``open_files`` makes those of a thread, with so much memory, unless all share the
+        caller's. Values of up to ``longest_short`` bytes go into no file. ``written`` is told of the bytes of arrays.
+        """
+        self._files = files
+        self._open_files = open_files
+        self._prefix = prefix
+        self._alignment = alignment
+        self._count = count
+        self._memory = max_memory // count
+        self._checksums = checksums
+        self._longest_short = longest_short
+        self._written = written
+        self.short: list[tuple[bytes, bytes]] = []
+        """Values that turned out to be short, complete after :meth:`placed`."""
+        self._changed = threading.Condition()
+        self._batches: deque[Batch] = deque()
+        self._busy = 0
+        self._is_complete = False
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._own: list[DataFiles] = []
+        self._appending: AbstractContextManager[Any] = threading.Lock() if open_files is None else nullcontext()
+        self._placed: list[Placed] = []
+
+    def put(self, batch: Batch) -> None:
+        """Have the values of a batch written. They must not change before :meth:`finish`."""
+        with self._changed:
+            self._raise()
+            self._batches.append(batch)
+            self._changed.notify()
+        if len(self._threads) < self._count:
+            self._begin_thread()
+
+    def _begin_thread(self) -> None:
+        files = self._files if self._open_files is None else self._open_files(self._memory)
+        thread = threading.Thread(target=self._work, args=(files,), name="ocdbt-lane")
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is about to exit
+            return
+        self._threads.append(thread)
+        if files is not self._files:
+            self._own.append(files)
+
+    def placed(self, last: Batch) -> Sequence[Placed]:
+        """Where all values lie, ``last`` the last of them, once they have been written."""
+        if last.nbytes and self._threads:
+            self.put(last)
+        elif last.nbytes:
+            self._batches.append(last)
+        with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+        if not self._threads:
+            self._empty(self._files)
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or not (self._batches or self._busy))
+            self._raise()
+        return self._placed
+
+    def finish(self) -> list[str]:
+        """Wait until what the threads wrote would survive a crash; the paths of their files."""
+        self._join()
+        self._raise()
+        return [path for files in self._own for path in files.keep()]
+
+    def abort(self) -> None:
+        """Remove what the threads wrote, and return when they look at no memory any more."""
+        with self._changed:
+            self._batches.clear()
+            self._error = self._error or InterruptedError()
+            self._changed.notify_all()
+        self._join()
+        for files in self._own:
+            files.abort()
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self, files: DataFiles) -> None:
+        try:
+            self._empty(files)
+            if files is not self._files and self._error is None:
+                files.flush()
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _empty(self, files: DataFiles) -> None:
+        """Write batches until there are no more."""
+        encoder = Encoder(self._memory * 3 // 4)
+        while (batch := self._next()) is not None:
+            try:
+                self._write(batch, files, encoder)
+                if files is not self._files:
+                    files.drain()
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+            with self._changed:
+                self._written(batch.nbytes)
+
+    def _next(self) -> Batch | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._batches or self._is_complete or self._error is not None)
+            if self._error is not None or not self._batches:
+                return None
+            self._busy += 1
+            return self._batches.popleft()
+
+    def _write(self, batch: Batch, files: DataFiles, encoder: Encoder) -> None:
+        """Encode what is to be encoded, and write all of it."""
+        keys: list[bytes] = []
+        values: list[Buffer] = []
+        borrowed = True
+        for key, value in zip(batch.keys, batch.values, strict=True):
+            if isinstance(value, Chunk):
+                array, spec, place, _ = value
+                made = encode_large_chunk(array, spec, place, encoder)
+                if isinstance(made, Pieces):
+                    self._write_pieces(key, made, files)
+                    continue
+                if len(made) <= self._longest_short:
+                    self.short.append((key, bytes(made)))
+                    continue
+                borrowed = borrowed and _shares_memory(made, array)
+                value = made
+            keys.append(key)
+            values.append(value)
+        if not values:
+            return
+        checksums = list(map(crc32c, values)) if self._checksums else []
+        with self._appending:
+            file, offsets, lengths = files.append_all(
+                self._prefix, values, borrowed=borrowed, alignment=self._alignment
+            )
+            self._placed.append(Placed(keys, file, offsets, lengths, checksums))
+
+    def _write_pieces(self, key: bytes, pieces: Pieces, files: DataFiles) -> None:
+        checksum = 0
+
+        def noted() -> Iterator[Buffer]:
+            nonlocal checksum
+            for piece in pieces:
+                if self._checksums:
+                    checksum = crc32c(piece, checksum)
+                yield piece
+
+        with self._appending:
+            file, offset, length = files.append_pieces(self._prefix, noted(), alignment=self._alignment)
+            where = np.array([offset], np.int64), np.array([length], np.int64)
+            self._placed.append(Placed([key], file, *where, [checksum] if self._checksums else []))
+
+
+def _shares_memory(value: Buffer, array: NDArray[Any]) -> bool:
+    return isinstance(value, memoryview) and np.may_share_memory(value, array)
