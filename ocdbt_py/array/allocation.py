@@ -22,7 +22,7 @@ from ocdbt_py.errors import UnsupportedError
 __all__ = ["ALIGNMENT", "allocate"]
 
 ALIGNMENT: Final = 64
-"""Bytes; JAX copies what does not begin on a multiple of it."""
+"""Bytes; JAX copies what does not begin on a multiple of it, in memory or in a file that is mapped."""
 
 _SMALL: Final = 16 << 10
 """Bytes that are copied sooner than laid out well."""

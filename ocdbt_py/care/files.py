@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdbt_py.array.allocation import ALIGNMENT
 from ocdbt_py.care.report import Finding
-from ocdbt_py.checkpoint.new_database import ALIGNMENT
 from ocdbt_py.engine.data_files import PADDED_FROM, PAGE
 from ocdbt_py.engine.nodes import file_path
 from ocdbt_py.errors import CorruptDataError, NotFoundError

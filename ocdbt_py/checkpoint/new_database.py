@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdbt_py.array.allocation import ALIGNMENT
 from ocdbt_py.checkpoint.checksums import encode_columns
 from ocdbt_py.checkpoint.lanes import BATCH_BYTES, Batch, Chunk, Lanes, Placed, lane_count
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
@@ -31,7 +32,7 @@ from ocdbt_py.format.manifest import Manifest, encode_manifest
 from ocdbt_py.format.versions import VersionEntry
 from ocdbt_py.storage.protocol import Buffer, Storage
 
-__all__ = ["ALIGNMENT", "NewDatabase"]
+__all__ = ["NewDatabase"]
 
 CONFIG = Config(max_inline_value_bytes=1024, max_decoded_node_bytes=100_000_000)
 """What Orbax stores ("OCDBT settings"); the rest is the format's defaults."""
@@ -39,9 +40,6 @@ CONFIG = Config(max_inline_value_bytes=1024, max_decoded_node_bytes=100_000_000)
 NODE_BYTES = 1 << 20
 """Of a node of the tree, decoded. The limit that is stored allows more, but whoever looks for one key among a hundred
 thousand reads and decodes all of the node that it is in."""
-
-ALIGNMENT = 64
-"""Bytes; values begin on multiples of it."""
 
 LONGEST_IN_TREE = 256
 """Bytes. The format would allow 1024 here, but whoever looks for one key reads and decompresses the tree: with what

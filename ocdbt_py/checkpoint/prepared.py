@@ -103,14 +103,13 @@ class Prepared:
         return self.count == 1 or not is_jax
 
     def _vote(self, array: _Array) -> str:
-        sample = array.array
-        if isinstance(sample, Sharded):
-            if not sample.blocks or not (sample.is_spread or self.index == 0):
+        held = array.array
+        if isinstance(held, Sharded):
+            if not held.blocks or not (held.is_spread or self.index == 0):
                 return "-"
-            sample = sample.blocks[0].array
         elif self.index:
             return "-"
-        return "z" if self.encoding.compresses(sample) else "r"
+        return "z" if self._pays(held) else "r"
 
     def _pays(self, array: NDArray[Any] | Sharded) -> bool:
         """Whether to compress it, for all that this process has of it."""

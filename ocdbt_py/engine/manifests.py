@@ -124,8 +124,11 @@ class Manifests:
         assert seen.manifest is not None
         path, latest = self._path, seen.manifest.latest
         if seen.manifest.config.manifest_kind is ManifestKind.NUMBERED and latest is not None:
-            path = f"{self._base}/{numbered_manifest_name(latest.generation)}"
+            path = self._numbered_path(latest.generation)
         self._storage.sync([path])
+
+    def _numbered_path(self, generation: int) -> str:
+        return f"{self._base}/{numbered_manifest_name(generation)}"
 
     def _load_numbered(self, seen: Seen) -> Seen:
         assert seen.manifest is not None
@@ -149,7 +152,7 @@ class Manifests:
 
     def numbered(self, number: int, config: StoredConfig) -> Manifest:
         """The manifest of this number, in a database with this configuration; :class:`NotFoundError` if absent."""
-        path = f"{self._base}/{numbered_manifest_name(number)}"
+        path = self._numbered_path(number)
         found = self._storage.read(path)
         assert isinstance(found, Read)
         manifest = self._decode(path, found.data)
@@ -170,12 +173,12 @@ class Manifests:
         if last.manifest is None:
             token = self._begin(Manifest(manifest.config, (), ()), hold)(ABSENT)
         plain = replace(manifest, config=replace(manifest.config, manifest_kind=ManifestKind.SINGLE))
-        path = f"{self._base}/{numbered_manifest_name(latest.generation)}"
+        path = self._numbered_path(latest.generation)
         self._storage.write(path, [encode_manifest(plain)], ABSENT)
         for number in last.numbers:
             if number < latest.generation - KEPT_NUMBERED:
                 with suppress(StorageError):  # the next commit tries again, and this one is done
-                    self._storage.delete(f"{self._base}/{numbered_manifest_name(number)}")
+                    self._storage.delete(self._numbered_path(number))
         return Seen(manifest, token)
 
     def _demand(self, config: StoredConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ocdbt_py.array.allocation import ALIGNMENT
 from ocdbt_py.backends import LocalStorage
 from ocdbt_py.checkpoint import new_database
 from ocdbt_py.checkpoint.checksums import CHECKSUMS, decode_checksums
@@ -57,7 +58,7 @@ def test_what_several_threads_wrote_is_one_checkpoint(tmp_path: Path, compressio
     table = decode_checksums((tmp_path / "c" / CHECKSUMS).read_bytes(), CHECKSUMS)
     assert table.keys() <= set(data_files(tmp_path / "c"))
     offsets = {offset for values in table.values() for offset in values}
-    assert not any(offset % new_database.ALIGNMENT for offset in offsets)
+    assert not any(offset % ALIGNMENT for offset in offsets)
 
 
 def test_a_small_tree_is_written_by_the_caller_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
