@@ -38,6 +38,9 @@ _MOST_BYTES = 64 << 10
 """A longer note is not taken; its writer waits for its turn."""
 
 _MOST_NOTES = 64
+_ATTEMPTS = 3
+"""To leave a note in a directory that others remove when they find it empty."""
+
 _PAUSE = 0.0001
 _STALE = 60.0
 """Seconds; an older note is left alone. Its writer may be dead and the lock kept by a child that it forked."""
@@ -86,7 +89,7 @@ class LeftNote:
 
     def _leave(self, content: bytes) -> None:
         """It has its name only when it is whole and locked."""
-        while True:
+        for _ in range(_ATTEMPTS):
             fd = -1
             try:
                 fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR, 0o666)
@@ -136,6 +139,9 @@ def take_notes(path: str, expected: int, patience: float) -> list[TakenNote]:
     while len(names) < expected and time.monotonic() < deadline:
         time.sleep(_PAUSE)
         names = _listed(directory)
+    if not names:
+        with suppress(OSError):
+            os.rmdir(directory)  # the last one to leave may have been killed
     taken = []
     for name in names[:_MOST_NOTES]:
         with suppress(OSError):  # taken back meanwhile, or another user's
