@@ -12,7 +12,7 @@ import pytest
 import tensorstore as ts
 
 from ocdbt_py.storage.location import Settings
-from ocdbt_py.storage.protocol import UNCHANGED, Read
+from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Read
 from ocdbt_py.testing.storage_suite import content, increment, put
 from ocdbt_py_backends.local import LocalStorage
 
@@ -89,10 +89,13 @@ def test_our_token_and_tensorstores_generation_change_together(tmp_path: Path) -
 def test_tensorstore_waits_for_our_lock_and_we_for_its_writes(tmp_path: Path) -> None:
     storage, store = LocalStorage(), _open(str(tmp_path))
     with storage.hold(f"{tmp_path}/f", 1) as hold:
-        hold.write([b"ours"])
+        put_in_place = hold.begin([b"ours"])
         # while TensorStore waits it is asked nothing else: the wait takes up a thread that reads may need
         pending = store.write("f", b"theirs")
         with pytest.raises(TimeoutError):
+            pending.result(timeout=0.05)
+        put_in_place(ABSENT)
+        with pytest.raises(TimeoutError):  # it waits for what the lock has become, and then starts over
             pending.result(timeout=0.05)
         assert content(storage, f"{tmp_path}/f") == b"ours"
     pending.result(timeout=60)

@@ -63,6 +63,7 @@ from ocdbt_py_backends.local_files import (
     begin_to_write_back,
     fsync,
     give_new_name,
+    new_name,
     new_named,
     new_unnamed,
     open_file,
@@ -260,7 +261,7 @@ class LocalStorage:
         with Translated(path):
             lock = self._acquired(path, None)
             try:
-                return self._replace(self._begun(path, buffers), if_version)
+                return self._replace(self._begun(path, buffers, lock), if_version)
             finally:
                 lock.release()
 
@@ -332,9 +333,12 @@ class LocalStorage:
         self._with_parents(path, lambda: lock.acquire(timeout))
         return lock
 
-    def _begun(self, path: str, buffers: Sequence[Buffer]) -> _NewFile:
+    def _begun(self, path: str, buffers: Sequence[Buffer], lock: Lock) -> _NewFile:
         """What is to replace ``path``, under a name that listings leave out, already on its way to the disk."""
-        new = _NewFile(path, *self._with_parents(path, lambda: new_named(path)))
+        if lock.fd >= 0:
+            new = _NewFile(path, *lock.give_file(), is_lock=True)
+        else:
+            new = _NewFile(path, *self._with_parents(path, lambda: new_named(path)))
         try:
             new.write(buffers)
             old = _stat(path)
@@ -413,7 +417,7 @@ class _Held:
         self._path = path
         self._timeout = timeout
         self._note = note
-        self._begun: list[_NewFile] = []
+        self._begun: _NewFile | None = None
         self._taken: list[LocalNote] = []
 
     def __enter__(self) -> _Held:
@@ -452,12 +456,12 @@ class _Held:
         with Translated(self._path):
             try:
                 away = 0.0
-                if self._begun and self._lock.fd >= 0:
+                if self._begun is not None and self._lock.fd >= 0:
                     away = look_around(self._path, self._lock.fd, time.monotonic() - self._since)
                 for note in self._taken:
                     note.close(away)
-                for new in self._begun:
-                    new.abort()
+                if self._begun is not None:
+                    self._begun.abort()
                 if away:
                     stay_away(self._path, away)
             finally:
@@ -473,9 +477,10 @@ class _Held:
         return self.begin(buffers)(if_version)
 
     def begin(self, buffers: Sequence[Buffer]) -> Callable[[Token | Condition], Token]:
+        if self._begun is not None:
+            raise InvalidArgumentError("A hold is for one write")
         with Translated(self._path):
-            new = self._storage._begun(self._path, buffers)
-        self._begun.append(new)
+            self._begun = new = self._storage._begun(self._path, buffers, self._lock)
 
         def put_in_place(if_version: Token | Condition) -> Token:
             with Translated(self._path):
@@ -488,14 +493,18 @@ class _NewFile:
     """A :class:`~ocdbt_py.storage.protocol.Writer`. ``temporary`` is the name the open file has so far, if any.
 
     The disk is set to work as soon as so many bytes have been written, ``write_back``, and not at the end with all.
+    ``is_lock``: that name is the lock of the path, which nobody else replaces before it is given up.
     """
 
     modified: os.stat_result
 
-    def __init__(self, path: str, fd: int, temporary: str | None, write_back: int | None = None) -> None:
+    def __init__(
+        self, path: str, fd: int, temporary: str | None, write_back: int | None = None, is_lock: bool = False
+    ) -> None:
         self.path = path
         self.fd = fd
         self._temporary = temporary
+        self._is_lock = is_lock
         self._write_back = write_back
         self._size = self._begun = 0
         self._sync: Syncing | None = None
@@ -530,6 +539,10 @@ class _NewFile:
         if may_replace:
             os.rename(self._temporary, self.path)
         else:
+            if self._is_lock:  # a second link to it would be there for the next holder to write into, after a crash
+                name = new_name(self.path)
+                os.rename(self._temporary, name)
+                self._temporary = name
             give_new_name(self._temporary, self.path)
         self._temporary = None
 

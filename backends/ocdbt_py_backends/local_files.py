@@ -95,9 +95,14 @@ def new_unnamed(path: str) -> tuple[int, str | None]:
 
 
 def new_named(path: str) -> tuple[int, str]:
-    """A new open file beside ``path``, and its name, which listings leave out."""
-    name = f"{path}_{os.urandom(8).hex()}{SUFFIX}"
+    """A new open file beside ``path``, and its name."""
+    name = new_name(path)
     return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), name
+
+
+def new_name(path: str) -> str:
+    """Beside ``path``, and left out by listings."""
+    return f"{path}_{os.urandom(8).hex()}{SUFFIX}"
 
 
 def give_new_name(temporary: str, path: str) -> None:

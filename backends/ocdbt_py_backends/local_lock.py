@@ -5,10 +5,14 @@ The lock of a file ``K`` is the file ``K.__lock``. In mode ``os`` a writer
     opens it, creating it       takes the open-file-description lock of the whole file
     opens the name again        another inode: the lock was used up by its holder, so start over with the new one
 
-and then may check and replace ``K``, after which it removes ``K.__lock`` while still holding it. Only the holder may
-remove the file, so whoever passed the second check is alone. When a holder dies, the kernel frees its lock. In mode
-``lockfile`` to create the file is to hold the lock, and nothing frees it after a crash. Mode ``none`` excludes nobody.
-Modes do not see each other: all writers of a database must use the same one.
+and then may check ``K`` and replace it by ``K.__lock`` itself, into which it wrote the new content, or else remove
+``K.__lock`` while still holding it. Only the holder may do that, so whoever passed the second check is alone. When a
+holder dies, the kernel frees its lock. In mode ``lockfile`` to create the file is to hold the lock, and nothing frees
+it after a crash. Mode ``none`` excludes nobody. Modes do not see each other: all writers of a database must use the
+same one.
+
+A lock file that had a life of its own would be one file more to make and to remove for each write, and to make a file
+takes ext4 the longer the more were removed of late.
 
 Open-file-description locks, because POSIX record locks go with any ``close`` in the process and do not exclude threads,
 and on Linux ``flock`` does not exclude TensorStore. Where the kernel has none, ``flock``, as TensorStore does.
@@ -51,6 +55,7 @@ class Lock:
     def __init__(self, path: str, locking: str) -> None:
         self._name = path + SUFFIX
         self._locking = locking
+        self._is_named = True
         self.fd = -1
 
     def acquire(self, timeout: float | None = None, is_needless: Callable[[], bool] | None = None) -> None:
@@ -64,14 +69,23 @@ class Lock:
         elif self._locking == "lockfile":
             self.fd = self._acquire_lockfile(LOCKFILE_PATIENCE if timeout is None else timeout)
 
+    def give_file(self) -> tuple[int, str]:
+        """The lock file, open once more, and its name, under which nobody else can have it until it is renamed to what
+        is locked, or removed: before the release, and by the caller.
+        """
+        fd = os.dup(self.fd)
+        self._is_named = False
+        return fd, self._name
+
     def release(self) -> None:
         if self.fd < 0:
             return
         fd, self.fd = self.fd, -1
         try:
-            # A lock file that stays is in nobody's way but in mode "lockfile"; or the whole directory was removed.
-            with suppress(OSError if self._locking == "os" else FileNotFoundError):
-                os.unlink(self._name)
+            if self._is_named:
+                # A lock file that stays is in nobody's way but in mode "lockfile"; or the whole directory was removed.
+                with suppress(OSError if self._locking == "os" else FileNotFoundError):
+                    os.unlink(self._name)
         finally:
             if self._locking == "os":
                 unlock_open_file(fd)
@@ -105,7 +119,7 @@ class Lock:
             os.close(fd)
             fd = again
         if held.st_size:
-            # TensorStore writes the new content into this file, without truncating what a crash may have left in it
+            # who writes the new content into this file does not look whether a crash has left something in it
             os.ftruncate(fd, 0)
         return fd
 

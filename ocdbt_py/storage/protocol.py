@@ -142,7 +142,8 @@ class TakenNote(Protocol):
 
 
 class Hold(Protocol):
-    """The queue for one file has been passed: until released, cooperating writers of it wait."""
+    """The queue for one file has been passed: cooperating writers of it wait, until one write was put in place, for
+    which a hold is meant, or else until it is released."""
 
     def take_notes(self, expected: int = 0, patience: float = 0.0) -> Sequence[TakenNote]:
         """What those who wait have left, for us and nobody else; as soon as there are so many, or after ``patience``

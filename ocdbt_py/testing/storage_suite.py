@@ -532,21 +532,23 @@ class StorageSuite:
 
         with storage.hold(path, 10) as hold:
             token = hold.write([b"one"], ABSENT)
+        found = storage.read(path)
+        assert isinstance(found, Read)
+        assert (found.data, found.token) == (b"one", token)
+        with storage.hold(path, 10) as hold, pytest.raises(ConflictError):
+            hold.write([b"no"], ABSENT)
+        with storage.hold(path, 10) as hold:
+            hold.begin([b"never put in place"])
+        with storage.hold(path, 10) as hold:
             thread = threading.Thread(target=write_later)
             thread.start()
             with pytest.raises(WaitTimeoutError), storage.hold(path, 0.02):
                 pass
-            with pytest.raises(ConflictError):
-                hold.write([b"no"], ABSENT)
             put_in_place = hold.begin([b"two"])
-            hold.begin([b"never put in place"])
             assert content(storage, path) == b"one"
-            token = put_in_place(token)
-            found = storage.read(path)
-            assert isinstance(found, Read)
-            assert (found.data, found.token) == (b"two", token)
             with storage.hold(f"{root}/d/other", 0):
                 order.append("held")
+            put_in_place(token)
         thread.join()
         assert order == ["held", "later"]
         assert content(storage, path) == b"later"

@@ -25,7 +25,7 @@ from ocdbt_py.errors import (
     WaitTimeoutError,
 )
 from ocdbt_py.storage.location import Settings
-from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Read, Storage
+from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Condition, Read, Storage
 from ocdbt_py.testing.storage_suite import StorageSuite, content, in_threads, increment, put
 from ocdbt_py_backends import local, local_lock
 from ocdbt_py_backends.local import LocalStorage
@@ -329,10 +329,7 @@ def test_a_durable_write_syncs_the_file_before_it_has_its_name_and_the_directory
     tmp_path: Path, synced: list[str]
 ) -> None:
     LocalStorage().write(f"{tmp_path}/f", [b"x"])
-    temporary, directory = synced
-    assert temporary.startswith(f"{tmp_path}/f_")
-    assert temporary.endswith(".__lock")
-    assert directory == f"{tmp_path}"
+    assert synced == [f"{tmp_path}/f.__lock", f"{tmp_path}"]
 
 
 def test_the_entries_of_new_directories_are_durable_too(tmp_path: Path, synced: list[str]) -> None:
@@ -414,11 +411,54 @@ def test_a_left_over_lock_is_emptied_while_held_and_removed(storage: LocalStorag
 def test_what_was_begun_is_gone_with_the_hold_unless_put_in_place(storage: LocalStorage, tmp_path: Path) -> None:
     with storage.hold(f"{tmp_path}/f", 0) as hold:
         put_in_place = hold.begin([b"x"])
-        hold.begin([b"never"])
         assert not (tmp_path / "f").exists()
         put_in_place(ABSENT)
         assert (tmp_path / "f").read_bytes() == b"x"
+    with storage.hold(f"{tmp_path}/f", 0) as hold:
+        hold.begin([b"never"])
     assert names(tmp_path) == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+def test_a_hold_is_for_one_write(storage: LocalStorage, tmp_path: Path) -> None:
+    with storage.hold(f"{tmp_path}/f", 0) as hold:
+        hold.write([b"x"])
+        with pytest.raises(InvalidArgumentError, match="one write"):
+            hold.write([b"y"])
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("condition", [ANY, ABSENT])
+def test_the_lock_becomes_the_file_and_is_not_made_beside_it(
+    storage: LocalStorage, tmp_path: Path, condition: Condition
+) -> None:
+    with storage.hold(f"{tmp_path}/f", 0) as hold:
+        put_in_place = hold.begin([b"x"])
+        assert names(tmp_path) == ["f.__lock"]
+        lock = (tmp_path / "f.__lock").stat().st_ino
+        put_in_place(condition)
+        assert names(tmp_path) == ["f"]
+        with storage.hold(f"{tmp_path}/f", 0):  # nobody has to wait any longer
+            assert names(tmp_path) == ["f", "f.__lock"]
+    assert (tmp_path / "f").stat().st_ino == lock
+
+
+def test_a_lock_is_never_a_second_name_of_the_file_that_its_next_holder_would_empty(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def crash(*arguments: Any, **named: Any) -> None:
+        link(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", crash)
+    monkeypatch.setattr(os, "unlink", lambda name: None)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write(f"{tmp_path}/f", [b"x"], ABSENT)
+    monkeypatch.undo()
+    with storage.hold(f"{tmp_path}/f", 0):
+        assert (tmp_path / "f").read_bytes() == b"x"
 
 
 def test_a_lock_file_of_a_dead_writer_is_waited_for_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
