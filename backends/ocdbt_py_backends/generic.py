@@ -18,11 +18,12 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -34,7 +35,7 @@ from ocdbt_py.errors import (
     StorageError,
     UnsupportedError,
 )
-from ocdbt_py.storage.coalesce import Fetch, fetches, fill, ranges_of, scatter
+from ocdbt_py.storage.coalesce import Fetch, fetches, fill, landing, ranges_of, runs, scatter
 from ocdbt_py.storage.location import Settings, resolve, safe_path, safe_url
 from ocdbt_py.storage.protocol import (
     ABSENT,
@@ -70,6 +71,7 @@ from ocdbt_py_backends.generic_filesystem import (
     turn_on,
     upload,
 )
+from ocdbt_py_backends.generic_reading import stream_of
 from ocdbt_py_backends.sightings import WHOLE_BYTES, Seen, Sightings, digest
 
 ATTEMPTS = 4
@@ -79,6 +81,7 @@ _TRANSIENT = frozenset({"unreachable", "unavailable", "interrupted", "timeout"})
 _GAP = 64 << 10
 _READ_BYTES = 4 << 20
 _READ_TOGETHER = 8
+_TURN_BYTES = 64 << 20
 _UNSTABLE_READS = 5
 _DEEPEST = 200
 
@@ -93,6 +96,8 @@ _STAMPS = (
 """What different filesystems call what changes with a file's content."""
 
 T = TypeVar("T")
+Take: TypeAlias = Callable[[Fetch, bytes], None]
+Land: TypeAlias = Callable[[Fetch], memoryview | None]
 
 
 class GenericStorage:
@@ -208,7 +213,9 @@ class GenericStorage:
         return [result if isinstance(result, bytes) else bytes(result) for result in results]
 
     def read_many_into(self, fillings: Sequence[Filling]) -> None:
-        self._fetch(ranges_of(fillings), lambda fetch, data: fill(fetch, data, fillings))
+        self._fetch(
+            ranges_of(fillings), lambda fetch, data: fill(fetch, data, fillings), lambda fetch: landing(fetch, fillings)
+        )
 
     def map(self, path: str) -> memoryview:
         raise UnsupportedError("Files of this filesystem are not mapped; read them")
@@ -266,24 +273,42 @@ class GenericStorage:
                 return None
             raise
 
-    def _fetch(self, ranges: Sequence[ByteRange], take: Callable[[Fetch, bytes], None]) -> None:
+    def _fetch(self, ranges: Sequence[ByteRange], take: Take, land: Land = lambda fetch: None) -> None:
+        """``take`` gets each answer, but for those whose place ``land`` knows."""
         requests = fetches(ranges, gap=_GAP, most=_READ_BYTES)
-        for begin in range(0, len(requests), _READ_TOGETHER):
-            together = requests[begin : begin + _READ_TOGETHER]
-            if isinstance(self._fs, AsyncFileSystem):
+        if isinstance(self._fs, AsyncFileSystem):
+            for begin in range(0, len(requests), _READ_TOGETHER):
+                together = requests[begin : begin + _READ_TOGETHER]
                 answers = self._do(together[0].path, partial(self._cat_together, wanted=together))
                 for fetch, data in zip(together, answers, strict=True):
                     take(fetch, data)
-            else:
-                for fetch in together:
-                    take(fetch, self._do(fetch.path, partial(self._cat, fetch=fetch)))
+            return
+        for run in runs(requests, most=_TURN_BYTES):
+            left = deque(run)
+            self._do(run[0].path, partial(self._cat_in_turn, left=left, take=take, land=land), left=left)
 
-    def _cat(self, fs: Any, fetch: Fetch) -> bytes:
+    def _cat_in_turn(self, fs: Any, left: deque[Fetch], take: Take, land: Land) -> None:
+        """All that is ``left`` to fetch of one file; what is here is left no more."""
+        if not left:
+            return  # it was the end of the stream that failed
+        failure: Exception | None = None
         try:
-            data = bytes(fs.cat_file(fetch.path, start=fetch.start, end=fetch.stop))
+            with stream_of(fs, left[0].path) as read_into:
+                while left:
+                    fetch = left[0]
+                    place = land(fetch)
+                    buffer = memoryview(bytearray(fetch.stop - fetch.start)) if place is None else place
+                    if read_into(fetch.start, buffer) != len(buffer):
+                        break
+                    if place is None:
+                        take(fetch, bytes(buffer))
+                    left.popleft()
         except Exception as error:
-            return self._judged(fs, fetch, error)
-        return data if len(data) == fetch.stop - fetch.start else self._judged(fs, fetch, b"")
+            failure = error
+        if left:
+            self._judged(fs, left[0], failure)
+        elif failure is not None:
+            raise failure
 
     def _cat_together(self, fs: Any, wanted: Sequence[Fetch]) -> Sequence[bytes]:
         paths, starts, ends = zip(*((fetch.path, fetch.start, fetch.stop) for fetch in wanted), strict=True)
@@ -298,8 +323,10 @@ class GenericStorage:
         if error is not None and self._translated(error, fetch.path, reading=True).kind in _TRANSIENT:
             raise error
         _, size = self._look(fs, fetch.path)
-        if error is not None and fetch.stop <= size:
-            raise error
+        if fetch.stop <= size:
+            raise error or StorageError(
+                f"{self.describe(fetch.path)}: the answer was cut short", kind="interrupted", path=fetch.path
+            )
         raise too_short(self.describe(fetch.path), fetch.path, fetch.start, fetch.stop, size)
 
     def _list(self, directory: str, stem: str, levels: int) -> Iterator[Listed]:
@@ -461,22 +488,29 @@ class GenericStorage:
 
     # --- how
 
-    def _do(self, path: str, work: Callable[[Any], T], *, reading: bool = True) -> T:
-        """Let the filesystem do it, and a new one again after a connection broke: ``work`` may be done twice."""
-        pause = _FIRST_PAUSE
-        for left in reversed(range(ATTEMPTS)):
+    def _do(self, path: str, work: Callable[[Any], T], *, reading: bool = True, left: Sized = ()) -> T:
+        """Let the filesystem do it, and a new one again after a connection broke: ``work`` may be done twice.
+
+        Where it takes what is done off what is ``left``, the attempts to do the rest are counted anew.
+        """
+        before = len(left)
+        attempts, pause = ATTEMPTS, _FIRST_PAUSE
+        while True:
             used = None
             try:
                 with self._used(path) as used:
                     return work(used)
             except Exception as error:
                 failure = self._translated(error, path, reading=reading)
-                if failure.kind not in _TRANSIENT or not left:
+                if len(left) < before:
+                    before = len(left)
+                    attempts, pause = ATTEMPTS, _FIRST_PAUSE
+                attempts -= 1
+                if failure.kind not in _TRANSIENT or not attempts:
                     raise failure from (None if failure is error else error)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
             self._renew(used)
-        raise AssertionError("the last attempt returns or raises")
 
     @contextmanager
     def _used(self, path: str) -> Iterator[Any]:

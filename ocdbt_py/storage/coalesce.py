@@ -6,12 +6,12 @@ request. Nothing here does I/O; a backend makes the requests, and hands each ans
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ocdbt_py.storage.protocol import ByteRange, Filling
 
-__all__ = ["Fetch", "fetches", "fill", "ranges_of", "scatter"]
+__all__ = ["Fetch", "fetches", "fill", "landing", "ranges_of", "runs", "scatter"]
 
 
 @dataclass(slots=True)
@@ -44,6 +44,20 @@ def fetches(ranges: Sequence[ByteRange], *, gap: int, most: int) -> list[Fetch]:
     return found
 
 
+def runs(requests: Iterable[Fetch], *, most: int) -> Iterator[list[Fetch]]:
+    """Those of one file that follow one another, ``most`` bytes at a time: one stream can bring them."""
+    run: list[Fetch] = []
+    size = 0
+    for fetch in requests:
+        if run and (run[0].path != fetch.path or size + fetch.stop - fetch.start > most):
+            yield run
+            run, size = [], 0
+        run.append(fetch)
+        size += fetch.stop - fetch.start
+    if run:
+        yield run
+
+
 def scatter(fetch: Fetch, data: bytes, ranges: Sequence[ByteRange], results: list[bytes | bytearray]) -> None:
     """Put what one request brought where it belongs; ``results`` begins as empty bytes, one for each range."""
     view = memoryview(data)
@@ -68,6 +82,15 @@ def fill(fetch: Fetch, data: bytes, fillings: Sequence[Filling]) -> None:
         _, start, buffer = fillings[i]
         begin, end = max(start, fetch.start), min(start + len(buffer), fetch.stop)
         buffer[begin - start : end - start] = view[begin - fetch.start : end - fetch.start]
+
+
+def landing(fetch: Fetch, fillings: Sequence[Filling]) -> memoryview | None:
+    """Where an answer lies in one buffer as it comes, that part of it: such an answer can be received in place."""
+    if len(fetch.serves) != 1:
+        return None
+    _, start, buffer = fillings[fetch.serves[0]]
+    whole = start <= fetch.start and fetch.stop <= start + len(buffer)
+    return buffer[fetch.start - start : fetch.stop - start] if whole else None
 
 
 def ranges_of(fillings: Iterable[Filling]) -> list[ByteRange]:
