@@ -121,7 +121,7 @@ class Readable(Mapping[bytes, bytes]):
 
     def find(self, keys: Sequence[Key]) -> list[Found]:
         """What stands at each key, all of one version: an inline value, or where an out-of-line one lies, or None."""
-        is_full = not self._prefix and all(type(key) is bytes for key in keys)
+        is_full = not self._prefix and set(map(type, keys)) <= {bytes}
         return self._find(list(keys) if is_full else [self._full(key) for key in keys])  # type: ignore[arg-type]
 
     def fill(self, fillings: Sequence[tuple[Key, Location, memoryview]]) -> None:

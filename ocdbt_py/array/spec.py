@@ -7,7 +7,7 @@ is checked when made, so no other module asks again whether shape and chunks fit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -36,13 +36,19 @@ def array_key(name: str, file: str) -> bytes:
         raise InvalidArgumentError(f"Array name {name!r} is not text that UTF-8 can hold") from error
 
 
-def array_keys(files: Iterable[tuple[str, str]]) -> list[bytes]:
-    """The same of many names and files."""
-    pairs = list(files)
-    try:
-        return [f"{name}/{file}".encode() if name else file.encode() for name, file in pairs]
-    except UnicodeEncodeError:
-        return [array_key(name, file) for name, file in pairs]
+def array_keys(names: Sequence[str], file: str) -> list[bytes]:
+    """The keys of that file of many arrays."""
+    if names and "" not in names:
+        try:
+            keys = f"{f'/{file}{_APART}'.join(names)}/{file}".encode().split(_APART.encode())
+        except UnicodeEncodeError:
+            keys = []
+        if len(keys) == len(names):  # else one of them has that character, or none that UTF-8 can hold
+            return keys
+    return [array_key(name, file) for name in names]
+
+
+_APART = "\0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,13 +75,19 @@ class _Work:
     def start(self, begun: BegunSave) -> None:
         """Begin to write; where no thread can be had any more, write."""
         if not _is_exiting:
-            thread = threading.Thread(target=self._run, args=(begun,), name="ocdbt-save", daemon=False)
+            may_run = threading.Event()
+            thread = threading.Thread(target=self._run, args=(begun, may_run), name="ocdbt-save", daemon=False)
             with suppress(RuntimeError):
-                thread.start()
-                return
+                try:
+                    thread.start()
+                    return
+                finally:
+                    may_run.set()
         self._run(begun)
 
-    def _run(self, begun: BegunSave) -> None:
+    def _run(self, begun: BegunSave, may_run: threading.Event | None = None) -> None:
+        if may_run is not None:
+            may_run.wait()  # else whoever started us would have to wait for its turn to go on
         self._thread = threading.current_thread()
         error = None
         then, self._then = self._then, None  # it may know who holds the handle, and we outlive that

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ocdbt_py.array.chunks import Index
-from ocdbt_py.checkpoint.flatten import unflatten_paths
 from ocdbt_py.checkpoint.layout import Kind, read_file
 from ocdbt_py.checkpoint.long_tree import LongTree
 from ocdbt_py.checkpoint.metadata import CHECKPOINT_METADATA, ValueType, decode_checkpoint_metadata
@@ -78,7 +77,7 @@ class Checkpoint(Mapping[str, Any]):
         if not specs:
             return stored.plain(i)
         array = stored.lazy(i, specs[i])
-        is_number = stored.leaves[i].value_type == ValueType.SCALAR and not array.ndim
+        is_number = stored.value_types[i] == ValueType.SCALAR and not array.ndim
         return python_number(array.read()) if is_number else array
 
     def __iter__(self) -> Iterator[str]:
@@ -106,7 +105,7 @@ class Checkpoint(Mapping[str, Any]):
         stored = self._tree
         infos = stored.infos(range(len(stored.leaves)))
         leaves = [infos[i] if i in infos else stored.plain(i) for i in range(len(stored.leaves))]
-        return unflatten_paths([record.path for record in stored.leaves], leaves)
+        return stored.tree(leaves)
 
     @cached_property
     def custom_metadata(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,9 @@ _WORTH_KEEPING = 0.7
 
 _SAMPLES = 8
 _SAMPLE_BYTES = 16 << 10
+
+_SAMPLED_TOGETHER = 32
+_SMALL_SAMPLE_BYTES = 4 << 10
 
 
 class Encoding:
@@ -73,7 +77,18 @@ class Encoding:
             return self._compressor is not None
         if array.nbytes < WORTH_TRYING:
             return False
-        sample = _sample(array)
+        return self._pays(_sample(array))
+
+    def compresses_together(self, arrays: Sequence[NDArray[Any]]) -> bool:
+        """Whether to compress these, many small ones of one dtype. Some are looked at, spread over them: what is in one
+        is much like what is in the next, and to look at each takes longer than to write it."""
+        if self._compressor is None or not self.is_sampled:
+            return self._compressor is not None
+        step = -(-len(arrays) // _SAMPLED_TOGETHER)
+        return self._pays(b"".join([array.tobytes()[:_SMALL_SAMPLE_BYTES] for array in arrays[::step]]))
+
+    def _pays(self, sample: bytes) -> bool:
+        assert self._compressor is not None
         return len(self._encoder.encode(self._compressor, sample)) <= _WORTH_KEEPING * len(sample)
 
     def spec_for(

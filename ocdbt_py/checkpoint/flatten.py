@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, InvalidTypeError
 
-__all__ = ["ABSENT", "Flat", "Key", "KeyKind", "Path", "flatten", "unflatten_paths"]
+__all__ = ["ABSENT", "Flat", "Key", "KeyKind", "Path", "container", "flatten", "unflatten_paths"]
 
 T = TypeVar("T")
 
@@ -46,11 +46,8 @@ MAX_DEPTH = 10_000
 """Deeper than this a tree is taken to contain itself."""
 
 
-class _Node(NamedTuple):
-    """A container with children: how many, and what makes it again from a list of them."""
-
-    size: int
-    make: Callable[[list[Any]], Any]
+_Node = tuple[int, Callable[[list[Any]], Any]]
+"""A container with children: how many, and what makes it again from a list of them."""
 
 
 class Flat(Generic[T]):
@@ -69,10 +66,11 @@ class Flat(Generic[T]):
             if node is None:
                 made.append(next(source))
             else:
-                children = made[-node.size :]
+                size, make = node
+                children = made[-size:]
                 children.reverse()
-                del made[-node.size :]
-                made.append(node.make(children))
+                del made[-size:]
+                made.append(make(children))
         return made[0]
 
 
@@ -84,46 +82,56 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Flat[Any
     paths: list[Path] = []
     leaves: list[Any] = []
     shape: list[_Node | None] = []
-    pending: list[tuple[Path, Any]] = [((), tree)]
     keys = _Keys()
-    while pending:
-        path, value = pending.pop()
-        opened = None if is_leaf is not None and is_leaf(value) else _open(value, keys)
-        if opened is None:
-            paths.append(path)
-            leaves.append(value)
-            shape.append(None)
-            continue
-        names, children, make = opened
-        if len(path) >= MAX_DEPTH:
-            shown = ".".join(key.name for key in path[:4])
-            raise InvalidArgumentError(f"The tree is nested more than {MAX_DEPTH} deep below {shown!r}: a cycle?")
-        shape.append(_Node(len(children), make))
-        pending.extend(((*path, name), child) for name, child in zip(reversed(names), reversed(children), strict=True))
+    leaf_types = keys.leaf_types
+    # the containers around the place that the walk has come to, each with those of its children that are yet to come
+    around: list[tuple[Path, Iterator[tuple[Path, Any]]]] = [((), iter([((), tree)]))]
+    while around:
+        above, children = around[-1]
+        for step, value in children:
+            if is_leaf is None:
+                opened = None if type(value) in leaf_types else _open(value, keys)
+            else:
+                opened = None if is_leaf(value) else _open(value, keys)
+            if opened is None:
+                paths.append(above + step)
+                leaves.append(value)
+                shape.append(None)
+                continue
+            if len(around) > MAX_DEPTH:
+                shown = ".".join([key.name for key in above[:4]])
+                raise InvalidArgumentError(f"The tree is nested more than {MAX_DEPTH} deep below {shown!r}: a cycle?")
+            steps, below, make = opened
+            shape.append((len(below), make))
+            around.append((above + step, zip(steps, below, strict=True)))
+            break
+        else:
+            around.pop()
     return Flat(paths, leaves, shape)
 
 
 _NEVER_CONTAINERS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
-_Opened = tuple[Sequence[Key], Sequence[Any], Callable[[list[Any]], Any]]
+_Opened = tuple[Sequence[Path], Sequence[Any], Callable[[list[Any]], Any]]
+"""A container's children, each with the step to it, a path of one key; and what makes it again."""
+
+
+class _Named(dict[str, Path]):
+    def __missing__(self, name: str) -> Path:
+        step = self[name] = (Key(name, KeyKind.DICT),)
+        return step
 
 
 class _Keys:
-    """What one walk makes or asks only once: a key for each name and index, and which types are leaves."""
+    """What one walk makes or asks only once: a step for each name and index, and which types are leaves."""
 
     def __init__(self) -> None:
         self.leaf_types = set(_NEVER_CONTAINERS)
-        self._named: dict[str, Key] = {}
-        self._indices: list[Key] = []
+        self.named = _Named()
+        self._indices: list[Path] = []
 
-    def named(self, name: str) -> Key:
-        key = self._named.get(name)
-        if key is None:
-            key = self._named[name] = Key(name, KeyKind.DICT)
-        return key
-
-    def indices(self, size: int) -> list[Key]:
+    def indices(self, size: int) -> list[Path]:
         while len(self._indices) < size:
-            self._indices.append(Key(str(len(self._indices)), KeyKind.SEQUENCE))
+            self._indices.append((Key(str(len(self._indices)), KeyKind.SEQUENCE),))
         return self._indices[:size]
 
 
@@ -142,7 +150,7 @@ def _open(value: Any, keys: _Keys) -> _Opened | None:
     if registered is not None:
         return registered if registered[1] else None
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        fields = [keys.named(field) for field in value._fields]
+        fields = [keys.named[field] for field in value._fields]
         return (fields, value, lambda children: kind(*children)) if value else None
     if isinstance(value, OrderedDict):
         return _open_dict(value, list, OrderedDict, keys) if value else None
@@ -165,6 +173,7 @@ def _same(children: list[Any]) -> Any:
 def _open_dict(
     value: Mapping[Any, Any], order: Callable[[Any], list[Any]], make: Callable[[Any], Any], keys: _Keys
 ) -> _Opened:
+    steps, children = [], []
     try:
         ordered = order(value)
     except TypeError:
@@ -173,8 +182,10 @@ def _open_dict(
             f"The keys of one dict must be sortable among themselves, but some are {' and some '.join(kinds)}: "
             f"{list(value)[:5]!r}; make them all str"
         ) from None
-    names = [keys.named(key if type(key) is str else str(key)) for key in ordered]
-    return names, [value[key] for key in ordered], lambda children: make(zip(ordered, children, strict=True))
+    for key in ordered:
+        steps.append(keys.named[key if type(key) is str else str(key)])
+        children.append(value[key])
+    return steps, children, lambda children: make(zip(ordered, children, strict=True))
 
 
 def _open_dataclass(value: Any, keys: _Keys) -> _Opened | None:
@@ -189,7 +200,7 @@ def _open_dataclass(value: Any, keys: _Keys) -> _Opened | None:
             object.__setattr__(made, name, child)
         return made
 
-    return [keys.named(name) for name in fields], [getattr(value, name) for name in fields], make
+    return [keys.named[name] for name in fields], [getattr(value, name) for name in fields], make
 
 
 def _open_registered(value: Any, keys: _Keys) -> _Opened | None:
@@ -202,21 +213,21 @@ def _open_registered(value: Any, keys: _Keys) -> _Opened | None:
     if len(children) == 1 and not children[0][0]:
         return None  # its only leaf is itself
 
-    def key(step: Any) -> Key:
+    def step_of(step: Any) -> Path:
         if isinstance(step, tree_util.SequenceKey):
-            return Key(str(step.idx), KeyKind.SEQUENCE)
+            return (Key(str(step.idx), KeyKind.SEQUENCE),)
         if isinstance(step, tree_util.FlattenedIndexKey):
-            return Key(str(step.key), KeyKind.SEQUENCE)
+            return (Key(str(step.key), KeyKind.SEQUENCE),)
         if isinstance(step, tree_util.GetAttrKey):
-            return keys.named(step.name)
+            return keys.named[step.name]
         if isinstance(step, tree_util.DictKey):
-            return keys.named(str(step.key))
+            return keys.named[str(step.key)]
         raise InvalidTypeError(
             f"A node of type {type(value).__name__} names its children by {type(step).__name__}, which has no place in "
             "a checkpoint; register it with DictKey, GetAttrKey or SequenceKey"
         )
 
-    return [key(path[0]) for path, _ in children], [child for _, child in children], treedef.unflatten
+    return [step_of(path[0]) for path, _ in children], [child for _, child in children], treedef.unflatten
 
 
 class _Absent(enum.Enum):
@@ -289,7 +300,12 @@ def _show(path: Path) -> str:
 
 def _container(level: _Level, made: Mapping[int, Any]) -> Any:
     values = {name: made[id(child)] if isinstance(child, _Level) else child for name, child in level.children.items()}
-    if level.kind is KeyKind.DICT:
+    return container(level.kind, values)
+
+
+def container(kind: KeyKind, values: Mapping[str, Any]) -> Any:
+    """What :func:`unflatten_paths` makes of the children of one place, by name."""
+    if kind is KeyKind.DICT:
         return {name: values[name] for name in sorted(values) if values[name] is not ABSENT} or ABSENT
     by_index = dict(_indexed(iter(values.items())))
     if len(by_index) != len(values) or max(by_index) != len(by_index) - 1:

@@ -56,11 +56,13 @@ class Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Values and their keys; ``nbytes`` of arrays that they stand for, some perhaps without a value here."""
+    """Values and their keys, and those yet to be made; ``nbytes`` of arrays that they stand for, some perhaps without a
+    value here."""
 
     keys: list[bytes] = field(default_factory=list)
-    values: list[Buffer | Chunk] = field(default_factory=list)
+    values: list[Buffer] = field(default_factory=list)
     nbytes: int = 0
+    chunks: list[tuple[bytes, Chunk]] = field(default_factory=list)
 
 
 class Placed(NamedTuple):
@@ -102,7 +104,7 @@ class Lanes:
         self._longest_short = longest_short
         self._written = written
         self.short: list[tuple[bytes, bytes]] = []
-        """Values that turned out to be short, complete after :meth:`placed`."""
+        """Values that turned out to be short, all of them after :meth:`placed`."""
         self._changed = threading.Condition()
         self._batches: deque[Batch] = deque()
         self._busy = 0
@@ -133,8 +135,8 @@ class Lanes:
         if files is not self._files:
             self._own.append(files)
 
-    def placed(self, last: Batch) -> Sequence[Placed]:
-        """Where all values lie, ``last`` the last of them, once they have been written."""
+    def complete(self, last: Batch) -> None:
+        """``last`` was the last batch; whoever has written what is left begins to wait for the disk."""
         if last.nbytes and self._threads:
             self.put(last)
         elif last.nbytes:
@@ -142,6 +144,9 @@ class Lanes:
         with self._changed:
             self._is_complete = True
             self._changed.notify_all()
+
+    def placed(self) -> Sequence[Placed]:
+        """Where all values lie, once they have been written, after :meth:`complete`."""
         if not self._threads:
             self._empty(self._files)
         with self._changed:
@@ -208,23 +213,17 @@ class Lanes:
 
     def _write(self, batch: Batch, files: DataFiles, encoder: Encoder) -> None:
         """Encode what is to be encoded, and write all of it."""
-        keys: list[bytes] = []
-        values: list[Buffer] = []
-        borrowed = True
-        for key, value in zip(batch.keys, batch.values, strict=True):
-            if isinstance(value, Chunk):
-                array, spec, place, _ = value
-                made = encode_large_chunk(array, spec, place, encoder)
-                if isinstance(made, Pieces):
-                    self._write_pieces(key, made, files)
-                    continue
-                if len(made) <= self._longest_short:
-                    self.short.append((key, bytes(made)))
-                    continue
+        keys, values, borrowed = batch.keys, batch.values, True
+        for key, (array, spec, place, _) in batch.chunks:
+            made = encode_large_chunk(array, spec, place, encoder)
+            if isinstance(made, Pieces):
+                self._write_pieces(key, made, files)
+            elif len(made) <= self._longest_short:
+                self.short.append((key, bytes(made)))
+            else:
                 borrowed = borrowed and _shares_memory(made, array)
-                value = made
-            keys.append(key)
-            values.append(value)
+                keys.append(key)
+                values.append(made)
         if not values:
             return
         checksums = list(map(crc32c, values)) if self._checksums else []

@@ -22,7 +22,7 @@ from ocdbt_py.checkpoint.metadata import ValueType
 from ocdbt_py.checkpoint.shards import Sharded, describe_sharding, sharded
 from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, OcdbtError, UnsupportedError
 
-__all__ = ["StoredLeaf", "stored_leaf"]
+__all__ = ["JaxArrays", "StoredLeaf", "stored_leaf"]
 
 
 class StoredLeaf(NamedTuple):
@@ -128,6 +128,34 @@ def _jax_array(jax: Any, value: Any) -> StoredLeaf:
         sharding=describe_sharding(sharding),
         random_key_impl=random_key_impl,
     )
+
+
+class JaxArrays:
+    """Arrays of JAX that lie where one before lay, on one device: judged by shape and dtype, and not asked for more."""
+
+    def __init__(self) -> None:
+        self._type: Any = None
+        self._sharding: Any = None
+        self.judged: dict[tuple[tuple[int, ...], np.dtype[Any]], Any] = {}
+        """What is known of those, for the caller to fill."""
+
+    def expects(self, value: Any) -> bool:
+        """Whether others like ``value``, which was judged, are taken from now on."""
+        if not isinstance(value.dtype, np.dtype):
+            return False  # random keys
+        if type(value) is not self._type or value.sharding != self._sharding:
+            self._type, self._sharding = type(value), value.sharding
+            self.judged.clear()
+        return True
+
+    def taken(self, value: Any) -> NDArray[Any] | None:
+        """The elements of ``value``, if it is such an array."""
+        if type(value) is not self._type or value.sharding != self._sharding:
+            return None
+        try:
+            return np.asarray(value)
+        except RuntimeError:  # it was deleted, which :func:`stored_leaf` says better
+            return None
 
 
 def _foreign(value: Any) -> StoredLeaf:

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import base64
 import json
+from binascii import b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ocdbt_py.checkpoint.flatten import Key, Path
+from ocdbt_py.checkpoint.leaf_records import LeafRecord
 from ocdbt_py.checkpoint.names import leaf_name, leaf_names
-from ocdbt_py.checkpoint.tree_text import as_key, find_entry, read_entries
+from ocdbt_py.checkpoint.tree_text import UsualText, as_key, read_entries
 from ocdbt_py.errors import CorruptDataError, InvalidTypeError, UnsupportedError
 
 __all__ = [
@@ -91,14 +92,6 @@ class ValueType:
     """Stored nowhere but here."""
 
 
-class LeafRecord(NamedTuple):
-    """One entry of ``_METADATA``. ``write_shape``, of JAX arrays only: the shape one writer writes at a time."""
-
-    path: Path
-    value_type: str
-    write_shape: tuple[int, ...] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class TreeMetadata:
     """``_METADATA`` as it was read. ``use_ocdbt`` is None where the writer did not say."""
@@ -142,12 +135,15 @@ class _Steps(dict[Key, tuple[str, str]]):
 
 
 def encode_tree_metadata(
-    leaves: Iterable[LeafRecord], *, use_zarr3: bool = False, custom_metadata: Mapping[str, Any] | None = None
+    leaves: Iterable[tuple[Path, str, tuple[int, ...] | None]],
+    *,
+    use_zarr3: bool = False,
+    custom_metadata: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """``_METADATA`` of a tree stored in a database, every chunk written."""
+    """``_METADATA`` of a tree stored in a database, every chunk written. ``leaves`` are as :class:`LeafRecord` is."""
     steps = _Steps()
     tails: dict[tuple[str, tuple[int, ...] | None], str] = {}
-    above: Path | None = None  # of the leaf before, which mostly has neighbours
+    above: Path | None = None  # all of the path before but its last two steps; neighbours mostly have it in common
     label = metadata = ""
     entries = []
     for path, value_type, write_shape in leaves:
@@ -161,13 +157,13 @@ def encode_tree_metadata(
             text = ", ".join([steps[key][1] for key in path])
             entries.append(f'{quote(repr(tuple([key.name for key in path])))}: {{"key_metadata": [{text}{tail}')
             continue
-        if path[:-1] != above:
-            above = path[:-1]
+        if path[:-2] != above:
+            above = path[:-2]
             found = [steps[key] for key in above]
             label = "".join([f"{text}, " for text, _ in found])
             metadata = "".join([f"{text}, " for _, text in found])
-        last_label, last = steps[path[-1]]
-        entries.append(f'"({label}{last_label})": {{"key_metadata": [{metadata}{last}{tail}')
+        (label_1, key_1), (label_2, key_2) = steps[path[-2]], steps[path[-1]]
+        entries.append(f'"({label}{label_1}, {label_2})": {{"key_metadata": [{metadata}{key_1}, {key_2}{tail}')
     rest = {
         "use_ocdbt": True,
         "use_zarr3": use_zarr3,
@@ -199,27 +195,26 @@ def encode_shardings(shardings: Mapping[str, Mapping[str, Any]]) -> bytes:
     for sharding in shardings.values():
         if id(sharding) not in texts:
             texts[id(sharding)] = quote(json.dumps(sharding))
-    names = b" ".join([base64.b64encode(name.encode()) for name in shardings])
-    keys = names.translate(_URL_SAFE).decode().split(" ")
-    entries = sorted(zip(keys, shardings.values(), strict=True), key=itemgetter(0)) if shardings else []
-    text = ",".join([f'"{key}":{texts[id(sharding)]}' for key, sharding in entries])
+    names = b" ".join([b2a_base64(name.encode(), newline=False) for name in shardings])
+    keys = names.translate(_URL_SAFE).decode().split(" ") if shardings else []
+    entries = sorted(zip(keys, map(texts.__getitem__, map(id, shardings.values())), strict=True))
+    text = ",".join([f'"{key}":{text}' for key, text in entries])
     return f"{{{text}}}".encode()
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-def encode_array_metadatas(arrays: Iterable[ArrayRecord]) -> bytes:
-    """``array_metadatas/process_N`` of the leaves that were JAX arrays."""
-    shapes: dict[tuple[Any, ...], str] = {}
+def encode_array_metadatas(arrays: Iterable[tuple[str, tuple[int, ...], tuple[int, ...], str | None]]) -> bytes:
+    """``array_metadatas/process_N`` of the leaves that were JAX arrays, each as :class:`ArrayRecord` is."""
+    tails: dict[tuple[Any, ...], str] = {}
     entries = []
-    for name, *shape in arrays:
-        tail = shapes.get(tuple(shape))
+    for name, write_shape, chunk_shape, random_key_impl in arrays:
+        tail = tails.get((write_shape, chunk_shape, random_key_impl))
         if tail is None:
-            write_shape, chunk_shape, random_key_impl = shape
             extra = None if random_key_impl is None else {"random_key_impl": random_key_impl}
             rest = {"write_shape": write_shape, "chunk_shape": chunk_shape, "ext_metadata": extra}
-            tail = shapes[tuple(shape)] = json.dumps(rest)[1:]
+            tail = tails[write_shape, chunk_shape, random_key_impl] = json.dumps(rest)[1:]
         entries.append(f'{{"array_metadata": {{"param_name": {quote(name)}, {tail}}}')
     return f'{{"array_metadatas": [{", ".join(entries)}]}}'.encode()
 
@@ -281,13 +276,10 @@ def decode_json(data: bytes, path: str) -> Any:
 
 def decode_tree_metadata(data: bytes, path: str = METADATA) -> TreeMetadata:
     """``_METADATA`` of any release. Labels are not looked at: each entry says its own path."""
-    try:
-        found = read_entries(str(data, "utf-8"))
-    except UnicodeDecodeError:
-        found = None
+    found = read_entries(data)
     if found is not None:
-        (paths, names, value_types), rest = found
-        return _tree_metadata(rest, [LeafRecord(*each) for each in zip(paths, value_types, strict=True)], names)
+        columns, rest = found
+        return _tree_metadata(rest, columns, columns.names)
     document = _object(decode_json(data, path), path, "the file")
     entries = _object(document.get("tree_metadata"), path, "tree_metadata")
     if not entries:
@@ -304,20 +296,19 @@ def decode_tree_metadata(data: bytes, path: str = METADATA) -> TreeMetadata:
     return _tree_metadata(document, leaves, leaf_names(record.path for record in leaves))
 
 
-def find_leaf_metadata(data: bytes, name: str) -> TreeMetadata | None:
+def find_leaf_metadata(text: UsualText, name: str) -> TreeMetadata | None:
     """Of ``_METADATA`` the leaf ``name`` alone, as if there were no other; None where only reading all of it can tell.
 
     Not looked at is what else may be wrong with the file.
     """
-    found = find_entry(data, name)
-    if found is None:
+    entry = text.find(name)
+    if entry is None:
         return None
-    entry, rest = found
     try:
         record = _record(entry)
     except (TypeError, KeyError):
         return None
-    return _tree_metadata(rest, [record], [name]) if leaf_name(record.path) == name else None
+    return _tree_metadata(text.rest, [record], [name]) if leaf_name(record.path) == name else None
 
 
 def _tree_metadata(document: Mapping[str, Any], leaves: Sequence[LeafRecord], names: Sequence[str]) -> TreeMetadata:

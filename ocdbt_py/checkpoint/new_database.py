@@ -95,11 +95,16 @@ class NewDatabase:
         """Of the whole database, once :meth:`finish` has returned."""
 
     def put_document(self, key: bytes, value: bytes) -> None:
-        """Store what many keys have alike, and readers want first: in the tree, if it is not too long for that."""
+        """:meth:`put_documents` of one key."""
+        self.put_documents([key], value)
+
+    def put_documents(self, keys: Sequence[bytes], value: bytes) -> None:
+        """Store what these keys have alike, and readers want first: in the tree, if it is not too long for that."""
         if len(value) <= self._config.max_inline_value_bytes:
-            self._inline.add(key, value)
+            self._inline.add(keys, value)
         else:
-            self.put(key, value)
+            for key in keys:
+                self.put(key, value)
 
     def put(self, key: bytes, value: Buffer | Chunk) -> None:
         """Store a value. It must not change before :meth:`finish`.
@@ -108,15 +113,28 @@ class NewDatabase:
         place.
         """
         batch = self._batch
-        nbytes = value.nbytes if isinstance(value, Chunk) else len(value)
-        if isinstance(value, Chunk) or nbytes > LONGEST_IN_TREE:
-            batch.keys.append(key)
-            batch.values.append(value)
+        if isinstance(value, Chunk):
+            batch.chunks.append((key, value))
+            batch.nbytes += value.nbytes
+        elif len(value) > LONGEST_IN_TREE:
+            self.put_all([key], [value], len(value))
+            return
         else:
-            self._inline.add(key, bytes(value))
+            self._inline.add([key], bytes(value))
+            batch.nbytes += len(value)
+        self._hand_over()
+
+    def put_all(self, keys: Sequence[bytes], values: Sequence[Buffer], nbytes: int) -> None:
+        """As :meth:`put`, for values of so many bytes in all, none of them short."""
+        batch = self._batch
+        batch.keys += keys
+        batch.values += values
         batch.nbytes += nbytes
-        if batch.nbytes >= BATCH_BYTES:
-            self._batch = Batch()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._batch.nbytes >= BATCH_BYTES:
+            batch, self._batch = self._batch, Batch()
             self._lanes.put(batch)
 
     def refer(self, key: bytes, location: Location) -> None:
@@ -126,14 +144,15 @@ class NewDatabase:
     def finish(self, meanwhile: Callable[[], None] | None = None) -> bytes:
         """Write the tree, wait until everything would survive a crash, and return the manifest, yet to be written.
 
-        ``meanwhile`` is called when all files are on their way.
+        ``meanwhile`` is called when all values are on their way.
         """
+        last, self._batch = self._batch, Batch()
+        self._lanes.complete(last)
         if meanwhile is not None:
             meanwhile()
-        last, self._batch = self._batch, Batch()
-        placed = self._lanes.placed(last)
+        placed = self._lanes.placed()
         for key, value in self._lanes.short:
-            self._inline.add(key, value)
+            self._inline.add([key], value)
         staged = stage_puts(self._columns(placed))
         prefix = self._options.btree_node_data_prefix
         config = replace(self._config, max_decoded_node_bytes=NODE_BYTES)
@@ -196,9 +215,9 @@ class _InTree:
         self._places: list[int] = []
         self._known: dict[bytes, int] = {}
 
-    def add(self, key: bytes, value: bytes) -> None:
-        self.keys.append(key)
-        self._places.append(self._known.setdefault(value, len(self._known)))
+    def add(self, keys: Sequence[bytes], value: bytes) -> None:
+        self.keys += keys
+        self._places += [self._known.setdefault(value, len(self._known))] * len(keys)
 
     def lengths(self) -> NDArray[np.int64]:
         return np.fromiter(map(len, self._known), np.int64, len(self._known))[self._places]

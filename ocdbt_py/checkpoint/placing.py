@@ -62,19 +62,24 @@ def map_arrays(
     """Those of the arrays ``names[i]`` that can be mapped; ``source`` says where below ``place`` they are."""
     files: dict[DataFileId, tuple[memoryview, NDArray[np.uint8]]] = {}
     arrays: dict[int, NDArray[Any]] = {}
+    of: DataFileId | None = None  # whose file is at hand: that of neighbours, mostly
+    mapped, content, size = memoryview(b""), np.empty(0, np.uint8), 0
+    view = np.ndarray
     for i, key, found in zip(*_found(source, names, specs), strict=True):
         if not isinstance(found, Location):
             continue
         spec = specs[i]
         file, offset, length = found
-        if file not in files:
-            whole = _map_file(place, file, key)
-            files[file] = whole, np.frombuffer(whole, np.uint8)
-        mapped, content = files[file]
-        if length == spec.chunk_nbytes and offset + length <= len(mapped) and spec.sharding is None:
+        if file is not of:
+            if file not in files:
+                whole = _map_file(place, file, key)
+                files[file] = whole, np.frombuffer(whole, np.uint8)
+            mapped, content = files[file]
+            of, size = file, len(mapped)
+        if length == spec.chunk_nbytes and offset + length <= size and spec.sharding is None:
             if seen is not None:
                 seen(key, mapped[offset : offset + length])
-            arrays[i] = np.ndarray(spec.shape, spec.dtype, content, offset)
+            arrays[i] = view(spec.shape, spec.dtype, content, offset)
             continue
         stored: memoryview | None = mapped[offset : offset + length]
         reason = f"of {spec.nbytes} bytes by its metadata"
@@ -137,17 +142,16 @@ def gather_arrays(
 
 def _found(source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec]) -> _Chunks:
     """The chunks of those arrays that are stored as they are."""
-    files: dict[int, str | None] = {}  # of each spec; arrays alike share one
+    numbers = list(map(id, specs.values()))
+    distinct = dict(zip(numbers, specs.values(), strict=True))  # arrays alike share one
+    files = {number: spec.chunk_key((0,) * spec.ndim) for number, spec in distinct.items() if spec.is_plain}
     wanted: list[int] = []
-    called: list[tuple[str, str]] = []
-    for i, spec in specs.items():
-        file = files.get(id(spec), "")
-        if file == "":
-            file = files[id(spec)] = spec.chunk_key((0,) * spec.ndim) if spec.is_plain else None
-        if file is not None:
-            wanted.append(i)
-            called.append((names[i], file))
-    keys = array_keys(called)
+    keys: list[bytes] = []
+    for file in sorted(set(files.values())):
+        of_file = {number for number, each in files.items() if each == file}
+        having = [i for i, number in zip(specs, numbers, strict=True) if number in of_file]
+        wanted += having
+        keys += array_keys([names[i] for i in having], file)
     return _Chunks(wanted, keys, source.find(keys) if keys else [])
 
 

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +23,14 @@ from ocdbt_py.array.metadata import encode_metadata
 from ocdbt_py.array.spec import ArraySpec, array_key
 from ocdbt_py.checkpoint.contents import Tree
 from ocdbt_py.checkpoint.encoding import WORTH_TRYING, Encoding
-from ocdbt_py.checkpoint.flatten import flatten
-from ocdbt_py.checkpoint.lanes import Chunk
-from ocdbt_py.checkpoint.leaves import StoredLeaf, stored_leaf
+from ocdbt_py.checkpoint.flatten import Path, flatten
+from ocdbt_py.checkpoint.lanes import BATCH_BYTES, Chunk
+from ocdbt_py.checkpoint.leaves import JaxArrays, StoredLeaf, stored_leaf
 from ocdbt_py.checkpoint.metadata import (
     ARRAY_METADATAS,
     METADATA,
     SHARDING,
     STRINGS,
-    ArrayRecord,
-    LeafRecord,
     ValueType,
     check_custom_metadata,
     encode_array_metadatas,
@@ -40,7 +39,7 @@ from ocdbt_py.checkpoint.metadata import (
     encode_tree_metadata,
 )
 from ocdbt_py.checkpoint.names import check_names, check_string_names, leaf_names
-from ocdbt_py.checkpoint.new_database import NewDatabase
+from ocdbt_py.checkpoint.new_database import LONGEST_IN_TREE, NewDatabase
 from ocdbt_py.checkpoint.shards import Block, Sharded
 from ocdbt_py.errors import OcdbtError, StructureError, UnsupportedError
 from ocdbt_py.storage.protocol import Buffer
@@ -49,44 +48,55 @@ __all__ = ["Prepared", "prepare"]
 
 _SHOWN = 5
 
+_SMALL = 64 << 10
+_MANY = 16
+"""So many arrays of one dtype, each of less than so many bytes, are all compressed or none."""
 
-class _Array(NamedTuple):
-    name: str
-    array: NDArray[Any] | Sharded
-    spec: ArraySpec | None
-    """None until the processes have agreed on it."""
-    random_key_impl: str | None
+
+class _Kind(NamedTuple):
+    """What leaves alike have in common, beside how they are stored."""
+
+    value_type: str
     is_jax: bool
+    write_shape: tuple[int, ...] | None
+    """Of JAX arrays, as is what follows."""
+    sharding: Mapping[str, Any] | None
+    random_key_impl: str | None
 
 
-class _Form(NamedTuple):
-    """What arrays alike, each of one chunk, have in common."""
+class _Form:
+    """What arrays alike, each of one chunk, have in common once they are stored, and the keys of their documents."""
 
-    document: bytes
-    document_file: bytes
-    chunk_file: bytes
-    first: tuple[int, ...]
-    is_plain: bool
+    def __init__(self, spec: ArraySpec) -> None:
+        self.first = (0,) * spec.ndim
+        self.document = encode_metadata(spec)
+        self.document_file = spec.metadata_key.encode()
+        self.chunk_file = spec.chunk_key(self.first).encode()
+        self.is_plain = spec.is_plain and spec.sharding is None and spec.chunk_nbytes > LONGEST_IN_TREE
+        self.is_cast = spec.dtype.kind in "iuf" and spec.dtype.isbuiltin == 1  # of others memoryviews know nothing
+        self.documents: list[bytes] = []
 
-    @classmethod
-    def of(cls, spec: ArraySpec) -> _Form:
-        index = (0,) * spec.ndim
-        is_plain = spec.is_plain and spec.sharding is None
-        return cls(encode_metadata(spec), spec.metadata_key.encode(), spec.chunk_key(index).encode(), index, is_plain)
+    def bytes_of(self, array: NDArray[Any]) -> memoryview:
+        """Of an array in C order."""
+        return array.data.cast("B") if self.is_cast else array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(slots=True)
 class Prepared:
-    """A tree as it will be stored."""
+    """A tree as it will be stored: columns of its leaves, and what few of them have."""
 
     encoding: Encoding
     custom_metadata: Mapping[str, Any] | None
     index: int
     count: int
-    records: list[LeafRecord] = field(default_factory=list)
-    arrays: list[_Array] = field(default_factory=list)
+    names: Sequence[str] = ()
+    paths: Sequence[Path] = ()
+    kinds: list[_Kind] = field(default_factory=list)
+    arrays: list[NDArray[Any] | Sharded | None] = field(default_factory=list)
+    """None of leaves that are no arrays."""
+    specs: list[ArraySpec | None] = field(default_factory=list)
+    """None of those, too, and of arrays of which the processes have not agreed yet."""
     strings: dict[str, str] = field(default_factory=dict)
-    shardings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     """What must be the same in all processes, a line a leaf; not kept where there is one."""
 
@@ -95,27 +105,36 @@ class Prepared:
     def summary(self) -> bytes:
         """What the others need to know of this process's tree."""
         digest = hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogateescape")).hexdigest()
-        votes = "".join([self._vote(array) for array in self.arrays if array.spec is None])
+        columns = zip(self.arrays, self.specs, strict=True)
+        votes = "".join([self._vote(array) for array, spec in columns if array is not None and spec is None])
         return json.dumps([digest, votes]).encode()
 
     def decides(self, is_jax: bool) -> bool:
         """Whether how such an array is stored is this process's decision alone, or nobody asks for it."""
         return self.count == 1 or not is_jax
 
-    def _vote(self, array: _Array) -> str:
-        held = array.array
-        if isinstance(held, Sharded):
-            if not held.blocks or not (held.is_spread or self.index == 0):
+    def _vote(self, array: NDArray[Any] | Sharded) -> str:
+        if isinstance(array, Sharded):
+            if not array.blocks or not (array.is_spread or self.index == 0):
                 return "-"
         elif self.index:
             return "-"
-        return "z" if self._pays(held) else "r"
+        return "z" if self._pays(array) else "r"
 
     def _pays(self, array: NDArray[Any] | Sharded) -> bool:
         """Whether to compress it, for all that this process has of it."""
         if isinstance(array, Sharded):
             return bool(array.blocks) and self.encoding.compresses(array.blocks[0].array)
         return self.encoding.compresses(array)
+
+    def _small_pay(self) -> Mapping[np.dtype[Any], bool]:
+        """Whether to compress the small arrays of a dtype that has many: one judgement for them all."""
+        small: dict[np.dtype[Any], list[NDArray[Any]]] = {}
+        for array in self.arrays:
+            if isinstance(array, np.ndarray) and WORTH_TRYING <= array.nbytes < _SMALL:
+                small.setdefault(array.dtype, []).append(array)
+        together = self.encoding.compresses_together
+        return {dtype: together(arrays) for dtype, arrays in small.items() if len(arrays) >= _MANY}
 
     def agree(self, summaries: Sequence[bytes]) -> bool:
         """Settle how arrays are stored, from everybody's summary; False if their trees are not the same."""
@@ -124,11 +143,11 @@ class Prepared:
             return False
         ballots = [ballot for _, ballot in said]
         pending = 0
-        for i, array in enumerate(self.arrays):
-            if array.spec is None:
+        for i, (name, array, spec) in enumerate(zip(self.names, self.arrays, self.specs, strict=True)):
+            if array is not None and spec is None:
                 votes = (ballot[pending] for ballot in ballots)
                 is_compressed = next((vote for vote in votes if vote != "-"), "r") == "z"
-                self.arrays[i] = array._replace(spec=self._spec(array.name, array.array, is_compressed))
+                self.specs[i] = self._spec(name, array, is_compressed)
                 pending += 1
         return True
 
@@ -161,47 +180,59 @@ class Prepared:
         Those of JAX never change: what we hold of them are views of the buffers, and not the ``jax.Array``, which
         would be gone once it is donated or deleted. All others are copied.
         """
-        for i, each in enumerate(self.arrays):
-            if isinstance(each.array, np.ndarray) and (not each.is_jax or each.array.flags.writeable):
-                self.arrays[i] = each._replace(array=np.array(each.array, order="K", subok=False))
+        for i, (array, kind) in enumerate(zip(self.arrays, self.kinds, strict=True)):
+            if isinstance(array, np.ndarray) and (not kind.is_jax or array.flags.writeable):
+                self.arrays[i] = np.array(array, order="K", subok=False)
+
+    def release(self) -> None:
+        """Let go of the arrays."""
+        self.arrays.clear()
 
     def files(self) -> dict[str, bytes]:
         """The small files of the pytree, which process 0 writes."""
         files = {}
         if self.strings:
             files[STRINGS] = encode_strings(self.strings)
-        if any(array.is_jax for array in self.arrays):
-            files[SHARDING] = encode_shardings(self.shardings)
+        if any(map(attrgetter("is_jax"), self.kinds)):
+            shardings = zip(self.names, map(attrgetter("sharding"), self.kinds), strict=True)
+            files[SHARDING] = encode_shardings({name: sharding for name, sharding in shardings if sharding is not None})
         files |= self.array_metadatas()
-        use_zarr3 = self.encoding.zarr_format == 3
-        files[METADATA] = encode_tree_metadata(self.records, use_zarr3=use_zarr3, custom_metadata=self.custom_metadata)
+        value_types = map(attrgetter("value_type"), self.kinds)
+        write_shapes = map(attrgetter("write_shape"), self.kinds)
+        files[METADATA] = encode_tree_metadata(
+            zip(self.paths, value_types, write_shapes, strict=True),
+            use_zarr3=self.encoding.zarr_format == 3,
+            custom_metadata=self.custom_metadata,
+        )
         return files
 
     def array_metadatas(self) -> dict[str, bytes]:
         """The small file that each process writes, all the same; none where no leaf is a JAX array."""
-        records = []
-        for name, array, spec, random_key_impl, is_jax in self.arrays:
-            if is_jax:
-                assert spec is not None
-                write_shape = array.write_shape if isinstance(array, Sharded) else array.shape
-                records.append(ArrayRecord(name, write_shape, spec.chunks, random_key_impl))
+        records = [
+            (name, kind.write_shape, spec.chunks, kind.random_key_impl)
+            for name, kind, spec in zip(self.names, self.kinds, self.specs, strict=True)
+            if kind.write_shape is not None and spec is not None
+        ]
         return {f"{ARRAY_METADATAS}/process_{self.index}": encode_array_metadatas(records)} if records else {}
 
-    def _mine(self) -> list[_Array]:
-        """The arrays of which this process writes something."""
-        if self.index == 0:
-            return self.arrays
-        return [each for each in self.arrays if isinstance(each.array, Sharded) and each.array.is_spread]
+    @property
+    def has_arrays(self) -> bool:
+        """Whether any leaf is one, so that there is a database."""
+        return any(array is not None for array in self.arrays)
+
+    def _writes(self, array: NDArray[Any] | Sharded | None) -> bool:
+        """Whether this process writes something of it."""
+        return array is not None and (self.index == 0 or (isinstance(array, Sharded) and array.is_spread))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays that this process writes."""
-        return sum(each.array.nbytes for each in self._mine())
+        return sum(array.nbytes for array in self.arrays if array is not None and self._writes(array))
 
     @property
     def num_keys(self) -> int:
         """Documents and chunks of all arrays, whoever writes them."""
-        return sum(1 + int(np.prod(array.spec.grid)) for array in self.arrays if array.spec is not None)
+        return sum(1 + int(np.prod(spec.grid)) for spec in self.specs if spec is not None)
 
     def put_into(self, database: NewDatabase) -> None:
         """Keys and values that this process writes.
@@ -210,34 +241,48 @@ class Prepared:
         """
         forms: dict[int, _Form] = {}  # of each spec; arrays alike share one
         is_sampled, is_primary = self.encoding.is_sampled, self.index == 0
-        for at, each in enumerate(self.arrays):
-            name, array, spec, _, is_jax = each
-            if not is_primary and not (isinstance(array, Sharded) and array.is_spread):
+        small_pay = self._small_pay() if is_sampled else {}
+        keys: list[bytes] = []
+        values: list[Buffer] = []
+        nbytes = 0
+        columns = zip(self.names, self.kinds, self.arrays, self.specs, strict=True)
+        for at, (name, kind, array, spec) in enumerate(columns):
+            if array is None or not (is_primary or self._writes(array)):
                 continue
             assert spec is not None
-            if is_sampled and array.nbytes >= WORTH_TRYING and self.decides(is_jax) and self._pays(array):
-                spec = self._spec(name, array, True)
-                self.arrays[at] = each._replace(spec=spec)
+            size = array.nbytes
+            if is_sampled and size >= WORTH_TRYING and self.decides(kind.is_jax):
+                pays = small_pay.get(array.dtype) if size < _SMALL and isinstance(array, np.ndarray) else None
+                if self._pays(array) if pays is None else pays:
+                    self.specs[at] = spec = self._spec(name, array, True)
             if isinstance(array, Sharded):
                 if is_primary:
                     database.put_document(array_key(name, spec.metadata_key), encode_metadata(spec))
                 for block in array.blocks:
                     _put_block(database, name, block, spec)
-            elif spec.chunks == spec.shape:  # nearly all arrays: one chunk, and no detours on the way to it
-                form = forms.get(id(spec))
-                if form is None:
-                    form = forms[id(spec)] = _Form.of(spec)
-                base = array_key(name, "")
-                database.put_document(base + form.document_file, form.document)
-                value: Buffer | Chunk
-                if form.is_plain and array.flags.c_contiguous:
-                    value = array.reshape(-1).view(np.uint8).data
-                else:
-                    value = Chunk(array, spec, form.first, array.nbytes)
-                database.put(base + form.chunk_file, value)
-            else:
+                continue
+            if spec.chunks != spec.shape:
                 database.put_document(array_key(name, spec.metadata_key), encode_metadata(spec))
                 _put_block(database, name, Block((0,) * spec.ndim, array), spec)
+                continue
+            # nearly all arrays: one chunk, and no detours on the way to it
+            form = forms.get(id(spec))
+            if form is None:
+                form = forms[id(spec)] = _Form(spec)
+            base = f"{name}/".encode() if name else b""
+            form.documents.append(base + form.document_file)
+            if form.is_plain and array.flags.c_contiguous and array.dtype.isnative:
+                keys.append(base + form.chunk_file)
+                values.append(form.bytes_of(array))
+                nbytes += size
+                if nbytes >= BATCH_BYTES:
+                    database.put_all(keys, values, nbytes)
+                    keys, values, nbytes = [], [], 0
+            else:
+                database.put(base + form.chunk_file, Chunk(array, spec, form.first, size))
+        database.put_all(keys, values, nbytes)
+        for form in forms.values():
+            database.put_documents(form.documents, form.document)
 
 
 def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
@@ -246,50 +291,59 @@ def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
     names = leaf_names(flat.paths)
     check_names(names, flat.paths)
     custom_metadata = check_custom_metadata(tree.custom_metadata)
-    prepared = Prepared(tree.encoding, custom_metadata, index, count)
-    judged: dict[tuple[Any, ...], ArraySpec] = {}
-    for name, path, value in zip(names, flat.paths, flat.leaves, strict=True):
-        if type(value) is np.ndarray and (alike := judged.get((value.shape, value.dtype))) is not None:
-            prepared.arrays.append(_Array(name, value, alike, None, False))
-            prepared.records.append(LeafRecord(path, ValueType.NUMPY_ARRAY))
-            continue
-        leaf = stored_leaf(name, value)
-        write_shape = None
-        if leaf.string is not None:
-            prepared.strings[name] = leaf.string
-        elif leaf.array is not None:
-            array = _judge(name, leaf, prepared)
-            prepared.arrays.append(array)
-            if leaf.sharding is not None:
-                prepared.shardings[name] = leaf.sharding
-            if array.is_jax:
-                write_shape = leaf.array.write_shape if isinstance(leaf.array, Sharded) else leaf.array.shape
-        prepared.records.append(LeafRecord(path, leaf.value_type, write_shape))
-        if count > 1:
-            prepared.lines.append(_line(name, leaf))
-        elif type(value) is np.ndarray:
-            assert array.spec is not None
-            judged[value.shape, value.dtype] = array.spec
+    prepared = Prepared(tree.encoding, custom_metadata, index, count, names, flat.paths)
+    kinds, arrays, specs = prepared.kinds, prepared.arrays, prepared.specs
+    shared: dict[tuple[Any, ...], _Kind] = {}
+    judged: dict[tuple[Any, ...], tuple[_Kind, ArraySpec | None]] = {}  # arrays of NumPy, by shape and dtype
+    jax_arrays = JaxArrays()
+    array: NDArray[Any] | Sharded | None
+    for name, value in zip(names, flat.leaves, strict=True):
+        # nearly all leaves are like one before
+        alike = None
+        if type(value) is np.ndarray:
+            array, alike = value, judged.get((value.shape, value.dtype))
+        elif (array := jax_arrays.taken(value)) is not None:
+            alike = jax_arrays.judged.get((array.shape, array.dtype))
+        if alike is not None:
+            kind, spec = alike
+        else:
+            leaf = stored_leaf(name, value)
+            array, kind = leaf.array, _kind(leaf, shared)
+            spec = None if array is None else _judge(name, array, kind, prepared)
+            if leaf.string is not None:
+                prepared.strings[name] = leaf.string
+            if count > 1:
+                prepared.lines.append(_line(name, leaf))
+            elif type(value) is np.ndarray:
+                judged[value.shape, value.dtype] = kind, spec
+            elif kind.is_jax and isinstance(array, np.ndarray) and jax_arrays.expects(value):
+                jax_arrays.judged[array.shape, array.dtype] = kind, spec
+        kinds.append(kind)
+        arrays.append(array)
+        specs.append(spec)
     check_string_names(prepared.strings)
-    if flat.paths == [()] and prepared.records[0].value_type in ValueType.EMPTY:
+    if flat.paths == [()] and kinds[0].value_type in ValueType.EMPTY:
         raise UnsupportedError("There is nothing to save: Orbax does not store a tree without leaves")
     return prepared
 
 
-def _judge(name: str, leaf: StoredLeaf, prepared: Prepared) -> _Array:
-    """How an array is stored, as far as one process can tell."""
-    array, encoding = leaf.array, prepared.encoding
-    assert array is not None
+def _kind(leaf: StoredLeaf, shared: dict[tuple[Any, ...], _Kind]) -> _Kind:
+    array, write_shape = leaf.array, None
     is_jax = leaf.value_type == ValueType.JAX_ARRAY
-    spec = None
+    if is_jax and array is not None:
+        write_shape = array.write_shape if isinstance(array, Sharded) else array.shape
+    key = (leaf.value_type, write_shape, id(leaf.sharding), leaf.random_key_impl)
+    return shared.setdefault(key, _Kind(leaf.value_type, is_jax, write_shape, leaf.sharding, leaf.random_key_impl))
+
+
+def _judge(name: str, array: NDArray[Any] | Sharded, kind: _Kind, prepared: Prepared) -> ArraySpec | None:
+    """How an array is stored, as far as one process can tell."""
     if isinstance(array, Sharded) and array.is_spread and prepared.count == 1:
         raise UnsupportedError(
             f"The leaf {name!r} cannot be saved: this jax.Array lies on devices of other processes too. Call save in "
             "all of them, after jax.distributed.initialize() or with processes="
         )
-    if prepared.decides(is_jax):
-        spec = prepared._spec(name, array, encoding.compresses_all)
-    return _Array(name, array, spec, leaf.random_key_impl, is_jax)
+    return prepared._spec(name, array, prepared.encoding.compresses_all) if prepared.decides(kind.is_jax) else None
 
 
 def _line(name: str, leaf: StoredLeaf) -> str:

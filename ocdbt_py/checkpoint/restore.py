@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from ocdbt_py.checkpoint.devices import Shards, to_devices
 from ocdbt_py.checkpoint.flatten import ABSENT, Path, flatten, unflatten_paths
 from ocdbt_py.checkpoint.layout import Kind, Layout
 from ocdbt_py.checkpoint.memory import memory_limit
-from ocdbt_py.checkpoint.metadata import LeafRecord, ValueType
+from ocdbt_py.checkpoint.metadata import ValueType
 from ocdbt_py.checkpoint.names import Selection, check_names, compile_selection, leaf_names
 from ocdbt_py.checkpoint.opening import (
     all_items,
@@ -150,11 +151,12 @@ def _value(found: Layout, selection: Selection | None, floats: np.dtype[Any] | N
     if found.kind is Kind.RANDOM_KEY:
         return unwrapped(found, _value(key_tree(found), None, None, reading))
     stored = StoredTree.open(found)
-    values = stored.values(_chosen(stored, selection), reading)
-    leaves: list[Any] = [ABSENT] * len(stored.leaves)
-    for i, value in values.items():
-        leaves[i] = _as_saved(stored.leaves[i], value, floats)
-    return unflatten_paths([record.path for record in stored.leaves], leaves)
+    kinds = stored.value_types
+    leaves: list[Any] = [ABSENT] * len(kinds)
+    is_as_saved = floats is None and ValueType.SCALAR not in kinds
+    for i, value in stored.values(_chosen(stored, selection), reading).items():
+        leaves[i] = value if is_as_saved else _as_saved(kinds[i], value, floats)
+    return stored.tree(leaves)
 
 
 def _chosen(stored: StoredTree, selection: Selection | None) -> Sequence[int]:
@@ -171,11 +173,11 @@ def _chosen(stored: StoredTree, selection: Selection | None) -> Sequence[int]:
     return chosen
 
 
-def _as_saved(record: LeafRecord, value: Any, floats: np.dtype[Any] | None) -> Any:
+def _as_saved(value_type: str, value: Any, floats: np.dtype[Any] | None) -> Any:
     """A leaf without a target: NumPy numbers as Python's, arrays as NumPy's."""
     if not isinstance(value, np.ndarray):
         return value
-    if record.value_type == ValueType.SCALAR and not value.ndim:
+    if value_type == ValueType.SCALAR and not value.ndim:
         return python_number(value)
     return value.astype(floats, copy=False) if floats is not None and _is_floating(value.dtype) else value
 
@@ -209,7 +211,7 @@ def _to_target(
     values |= {i: each._replace(found=values[i]) for i, each in shards.items()}
 
     def as_saved(i: int) -> Any:
-        return _as_saved(stored.leaves[i], values[i], floats) if i in values else ABSENT
+        return _as_saved(stored.value_types[i], values[i], floats) if i in values else ABSENT
 
     leaves: list[Any] = []
     on_devices: dict[int, tuple[Wanted, Any]] = {}
@@ -257,7 +259,8 @@ def _match(
 ) -> tuple[list[_Source], Differences]:
     """Pair the leaves of a target with the stored ones, by name."""
     by_name = {name: i for i, name in enumerate(stored.names)}
-    infos = stored.infos(range(len(stored.leaves)))
+    kinds = stored.value_types
+    infos = stored.infos(range(len(kinds)))
     rest = set(chosen)
     subtrees = _Subtrees(stored)
     sources = []
@@ -274,29 +277,33 @@ def _match(
             differences.missing(name, want)
         elif want.form is not Form.SKIPPED and not chosen.isdisjoint(found):
             source = _Source(_How.SUBTREE if i is None else _How.AS_SAVED, found)
-            record, info = stored.leaves[found[0]], infos.get(found[0], NO_ARRAY)
-            if want.form is not Form.AS_SAVED and fits(want, record.value_type, info):
+            kind, info = kinds[found[0]], infos.get(found[0], NO_ARRAY)
+            if want.form is not Form.AS_SAVED and fits(want, kind, info):
                 source = _Source(_How.IN_FORM, found)
             elif want.form is not Form.AS_SAVED:
-                differences.mismatched(name, _described(record, info), want)
+                differences.mismatched(name, _described(kind, info), want)
         sources.append(source)
     for i in sorted(rest):
-        differences.unexpected(stored.names[i], _described(stored.leaves[i], infos.get(i, NO_ARRAY)))
+        differences.unexpected(stored.names[i], _described(kinds[i], infos.get(i, NO_ARRAY)))
     return sources, differences
 
 
-def _described(record: LeafRecord, info: ArrayInfo) -> str:
-    if record.value_type in ValueType.ARRAYS:
+def _described(value_type: str, info: ArrayInfo) -> str:
+    if value_type in ValueType.ARRAYS:
         return str(info)
-    return "str" if record.value_type == ValueType.STRING else record.value_type[:40]
+    return "str" if value_type == ValueType.STRING else value_type[:40]
 
 
 class _Subtrees:
     """Stored leaves by what lies above them, for the few leaves of a target that stand for a whole subtree."""
 
     def __init__(self, stored: StoredTree) -> None:
-        self._paths = [tuple(key.name for key in record.path) for record in stored.leaves]
+        self._stored = stored
         self._by_depth: dict[int, dict[tuple[str, ...], list[int]]] = {}
+
+    @cached_property
+    def _paths(self) -> list[tuple[str, ...]]:
+        return [tuple([key.name for key in record.path]) for record in self._stored.leaves]
 
     def below(self, path: Path) -> Sequence[int]:
         depth = len(path)

@@ -29,8 +29,9 @@ from ocdbt_py.checkpoint.aggregate import decode_aggregate
 from ocdbt_py.checkpoint.array_source import ArraySource, open_arrays
 from ocdbt_py.checkpoint.checksums import Verified
 from ocdbt_py.checkpoint.collecting import collector_paused
-from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
+from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path, unflatten_paths
 from ocdbt_py.checkpoint.layout import Kind, Layout, read_file
+from ocdbt_py.checkpoint.leaf_records import LeafColumns, value_types
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
 from ocdbt_py.checkpoint.metadata import (
     AGGREGATE,
@@ -52,7 +53,6 @@ from ocdbt_py.database_reading import Readable
 from ocdbt_py.errors import CorruptDataError, NotFoundError, OcdbtError, PathNotFoundError, UnsupportedError
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.location import Place
-from ocdbt_py.storage.protocol import Buffer
 
 __all__ = [
     "NO_ARRAY",
@@ -175,8 +175,8 @@ class StoredTree:
     ) -> StoredTree:
         """With ``arrays``, or what is found, as the source of those leaves that are arrays and not ``elsewhere``."""
         if not any(
-            record.value_type in ValueType.ARRAYS and name not in elsewhere
-            for record, name in zip(metadata.leaves, metadata.names, strict=True)
+            value_type in ValueType.ARRAYS and name not in elsewhere
+            for value_type, name in zip(value_types(metadata.leaves), metadata.names, strict=True)
         ):
             return cls(layout.place, metadata, metadata.names, None)
         if arrays is None or metadata.use_ocdbt is False:
@@ -217,6 +217,18 @@ class StoredTree:
     def leaves(self) -> Sequence[LeafRecord]:
         return self.metadata.leaves
 
+    @cached_property
+    def value_types(self) -> Sequence[str]:
+        """Of all leaves."""
+        return value_types(self.leaves)
+
+    def tree(self, values: Sequence[Any]) -> Any:
+        """Dicts and lists around what stands for each leaf, as :func:`unflatten_paths` makes them."""
+        leaves = self.leaves
+        if isinstance(leaves, LeafColumns):
+            return leaves.tree(values)
+        return unflatten_paths([record.path for record in leaves], values)
+
     @property
     def _values(self) -> Readable:
         assert self.source is not None, "there are no arrays"
@@ -238,32 +250,26 @@ class StoredTree:
 
     def specs(self, indices: Iterable[int]) -> dict[int, ArraySpec]:
         """How those of these leaves are stored that are arrays; one request for all of them."""
-        leaves, names = self.leaves, self.names
-        wanted = [i for i in indices if leaves[i].value_type in ValueType.ARRAYS]
+        kinds, names, called = self.value_types, self.names, self.documents
+        wanted = [i for i in indices if kinds[i] in ValueType.ARRAYS]
         if not wanted:
             return {}
         usual = "zarr.json" if self.metadata.use_zarr3 else ".zarray"
-        keys = array_keys((names[i], self.documents.get(i, usual)) for i in wanted)
-        decoded: dict[bytes, ArraySpec] = {}
-        specs = {}
-        for i, key, found in zip(wanted, keys, self._documents(keys), strict=True):
-            if found is None:
-                raise CorruptDataError(
-                    f"The array {self.names[i]!r} is in the tree, but nothing is stored of it; its save was not "
-                    "complete, or another program removed it",
-                    key=key,
-                    url=self.place.url,
-                )
-            data = bytes(found)
-            spec = decoded.get(data)
-            if spec is None:
-                spec = decoded[data] = decode_metadata(data, path=key.decode("utf-8", "replace"))
-            specs[i] = spec
-        return specs
+        if called:
+            keys = [array_key(names[i], called.get(i, usual)) for i in wanted]
+        else:
+            keys = array_keys([names[i] for i in wanted], usual)
+        documents = self._documents(keys)
+        # arrays alike have one document; of those the first is named in an error
+        owners = dict(zip(reversed(documents), reversed(keys), strict=True))
+        specs = {data: decode_metadata(data, path=key.decode("utf-8", "replace")) for data, key in owners.items()}
+        return dict(zip(wanted, map(specs.__getitem__, documents), strict=True))
 
-    def _documents(self, keys: Sequence[bytes]) -> Sequence[Buffer | None]:
-        """The values of these keys, none of which may be too large for what it is."""
+    def _documents(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """The values of these keys, each of which must be there, and not too large for what it is."""
         found: list[Any] = self._values.find(keys)
+        if set(map(type, found)) == {bytes}:
+            return found
         outside = [i for i, value in enumerate(found) if isinstance(value, Location)]
         for i in outside:
             if found[i].length > _LARGEST_DOCUMENT:
@@ -274,11 +280,22 @@ class StoredTree:
                 )
         for i, data in zip(outside, self._values.read_many([keys[i] for i in outside], None), strict=True):
             found[i] = data
-        return found
+        for key, value in zip(keys, found, strict=True):
+            if value is None:
+                name = key.rpartition(b"/")[0].decode("utf-8", "surrogateescape")
+                raise CorruptDataError(
+                    f"The array {name!r} is in the tree, but nothing is stored of it; its save was not complete, or "
+                    "another program removed it",
+                    key=key,
+                    url=self.place.url,
+                )
+        return list(map(bytes, found))
 
     def infos(self, indices: Iterable[int]) -> dict[int, ArrayInfo]:
         """What is known of those of these leaves that are arrays."""
-        return {i: ArrayInfo.of(spec) for i, spec in self.specs(indices).items()}
+        specs = self.specs(indices)
+        infos = {id(spec): ArrayInfo.of(spec) for spec in {id(spec): spec for spec in specs.values()}.values()}
+        return {i: infos[id(spec)] for i, spec in specs.items()}
 
     def values(
         self,
@@ -292,12 +309,13 @@ class StoredTree:
         Of those array leaves that are in ``parts`` only these are read, and the value is a list of them.
         """
         try:
-            if not any(self.leaves[i].value_type in ValueType.ARRAYS for i in indices):
+            kinds = self.value_types
+            if not any(kinds[i] in ValueType.ARRAYS for i in indices):
                 return {i: self.plain(i) for i in indices}
             values = self._read_with(reading)
             specs = self.specs(indices)
             arrays = self._arrays(specs, parts or {}, values, reading)
-            return {i: arrays[i] if i in specs else self.plain(i) for i in indices}
+            return arrays | {i: self.plain(i) for i in indices if i not in specs}
         except (CorruptDataError, UnsupportedError) as error:
             raise error.located(url=self.place.url) from error.__cause__
 
@@ -307,7 +325,7 @@ class StoredTree:
 
     def plain(self, i: int) -> Any:
         """What a leaf that is no array is: a string, None, or an empty container."""
-        kind, name = self.leaves[i].value_type, self.names[i]
+        kind, name = self.value_types[i], self.names[i]
         if kind == ValueType.STRING and name in self.strings:
             return self.strings[name]
         if kind == ValueType.STRING:
@@ -332,7 +350,7 @@ class StoredTree:
     ) -> dict[int, Any]:
         """These arrays, or parts of them; whole ones as memory maps where that is wanted and they are stored so."""
         progress = reading.progress
-        whole = {i: spec for i, spec in specs.items() if i not in parts}
+        whole = {i: spec for i, spec in specs.items() if i not in parts} if parts else specs
         seen = values.take if isinstance(values, Verified) else None
         arrays: dict[int, Any] = {}
         if reading.mmap and self.place.storage.capabilities.map:
@@ -344,6 +362,8 @@ class StoredTree:
                 size += sum(map(math.prod, shapes)) * specs[i].dtype.itemsize
             progress.set_size(size)
             progress.relative_update(sum(array.nbytes for i, array in arrays.items() if i not in parts))
+        if len(arrays) == len(specs):
+            return arrays
         left = {i: spec for i, spec in whole.items() if i not in arrays}
         for found in gather_arrays(self._values, self.names, left, reading.budget, seen):
             arrays |= found

@@ -61,6 +61,10 @@ def wanted(name: str, leaf: Any) -> Wanted:
         return Wanted(Form.SKIPPED, leaf)
     if leaf is None:
         return Wanted(Form.AS_SAVED, leaf)
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array)):
+        form = Form.JAX if isinstance(leaf.dtype, np.dtype) else Form.RANDOM_KEY
+        return Wanted(form, leaf, tuple(leaf.shape), leaf.dtype, leaf.sharding)
     if isinstance(leaf, str):
         return Wanted(Form.STRING, leaf)
     if isinstance(leaf, np.generic):
@@ -76,10 +80,6 @@ def wanted(name: str, leaf: Any) -> Wanted:
             f"The leaf {name!r} of the target is of type {type(leaf).__name__}, which says no shape and dtype; use "
             "jax.ShapeDtypeStruct, a NumPy array, a number, a str, None (as saved) or ... (not read)"
         )
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array)):
-        form = Form.JAX if isinstance(leaf.dtype, np.dtype) else Form.RANDOM_KEY
-        return Wanted(form, leaf, tuple(leaf.shape), leaf.dtype, leaf.sharding)
     try:
         return Wanted(Form.NUMPY, leaf, tuple(leaf.shape), np.dtype(leaf.dtype))
     except TypeError as error:

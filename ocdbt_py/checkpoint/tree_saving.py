@@ -35,7 +35,8 @@ class TreeSave:
         self._prepared = prepare(tree, index, count)
         self._database: NewDatabase | None = None
         self._manifest = b""
-        self._early: dict[str, bytes] = {}
+        self._files: dict[str, bytes] = {}
+        self._is_early = False
 
     @property
     def nbytes(self) -> int:
@@ -69,15 +70,17 @@ class TreeSave:
 
     def release(self) -> None:
         """Let go of the arrays."""
-        self._prepared.arrays.clear()
+        self._prepared.release()
 
     def early_files(self) -> dict[str, bytes]:
         """The small files that this process may write before anything else, by path below the checkpoint's directory.
 
         With them, the merge can be made later, by hand (:mod:`ocdbt_py.checkpoint.finishing`).
         """
-        prepared = self._prepared
-        return self._below(prepared.files() if self._index == 0 else prepared.array_metadatas())
+        if not self._files:
+            prepared = self._prepared
+            self._files = self._below(prepared.files() if self._index == 0 else prepared.array_metadatas())
+        return self._files
 
     def write(
         self, staged: Place, *, checksums: bool, max_memory: int, progress: Any, with_small_files: bool = False
@@ -87,7 +90,7 @@ class TreeSave:
         ``with_small_files``: those that are known go up beside the arrays, and not at publication.
         """
         prepared = self._prepared
-        if not prepared.arrays:
+        if not prepared.has_arrays:
             return []
         place = self._place(staged)
         part = child(place, part_name(self._index)) if self._count > 1 else place
@@ -97,11 +100,13 @@ class TreeSave:
         )
         prepared.put_into(database)
 
-        def meanwhile() -> None:
-            self._early = self.early_files()
-            write_small(staged, self._early)
+        def meanwhile() -> None:  # the threads write, and wait for the disk
+            files = self.early_files()
+            if with_small_files:
+                self._is_early = True
+                write_small(staged, files)
 
-        self._manifest = database.finish(meanwhile if with_small_files else None)
+        self._manifest = database.finish(meanwhile)
         if self._count > 1:
             for name, data in self._closing_files().items():
                 path = f"{part.path}/{name}"
@@ -118,14 +123,15 @@ class TreeSave:
         """The small files that are not there yet, by path below the checkpoint's directory, and the paths of data files
         written only now."""
         prepared = self._prepared
-        files = {} if self._early else prepared.files()
+        files = {} if self._is_early else self.early_files()
+        closing: dict[str, bytes] = {}
         data_files: list[str] = []
-        if prepared.arrays and self._count > 1:
+        if prepared.has_arrays and self._count > 1:
             merged = merge(self._place(staged), map(part_name, range(self._count)), prepared.num_keys)
-            files[MANIFEST_NAME], data_files = merged
-        elif prepared.arrays:
-            files |= self._closing_files()
-        return self._below(files), data_files
+            closing[MANIFEST_NAME], data_files = merged
+        elif prepared.has_arrays:
+            closing = self._closing_files()
+        return files | self._below(closing), data_files
 
     def _closing_files(self) -> dict[str, bytes]:
         """What completes this process's database."""

@@ -5,109 +5,145 @@
                    "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": false}}, …
     }, "use_ocdbt": true, …}
 
-A tree has tens of thousands of entries, alike but for their last keys. JSON's parser makes five dicts and two lists of
-each; here the text is cut at what stands between the parts, and parts that were seen before are known. No string can
-hold what it is cut at: each cut has a quote in it, which in a string has a backslash before it. Where anything is not
-as it should be, the answer is None, and the caller parses the whole as JSON, which has the last word.
+A tree has tens of thousands of entries, alike but for their keys. JSON's parser makes five dicts and two lists of each.
+Here what stands between two keys of a path is replaced by one character, all over the text, which leaves of each entry
+its label, its path, and a value of which there are few different ones; and these three are found by one expression.
+Characters for that are at hand, as JSON has no control characters; and no string can hold what is looked for: there is
+a quote in it, which in a string has a backslash before it. Where anything is not as it should be, the answer is None,
+and the caller parses the whole as JSON, which has the last word.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quote
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path
+import numpy as np
 
-__all__ = ["Entries", "as_key", "find_entry", "is_usual_text", "read_entries"]
+from ocdbt_py.checkpoint.flatten import Key, KeyKind
+from ocdbt_py.checkpoint.leaf_records import INDEX, STEP, LeafColumns
 
-T = TypeVar("T")
+__all__ = ["Part", "UsualText", "as_key", "read_entries"]
 
-_START = '{"tree_metadata": {"'
-_END = '}}}, "use_ocdbt": '
+Part = Callable[[int, int], bytes]
+"""Bytes ``[start, stop)`` of a text."""
+
+_WINDOW = 512 << 10
+"""Bytes of a text that are searched at a time."""
+
+_LONGEST = 64 << 10
+"""Bytes of an entry that is found alone."""
+
+_START = b'{"tree_metadata": {"'
+_END = b'}}}, "use_ocdbt": '
 _STEPS = '": {"key_metadata": ['
-_VALUE = '], "value_metadata": '
-_NEXT = '}}, "'
-_KEY = ', {"key": '
+
+_INDEX_STEP = b'", "key_type": 1}'
+_DICT_STEP = b'", "key_type": 2}'
+_NEXT_STEP = _DICT_STEP + b', {"key": "'
+
+_ENTRY = re.compile(
+    rb"""": \{"key_metadata": \[\{"key": "([^"]*)", "key_type": 2\}\], """
+    rb""""value_metadata": (\{"value_type": "[^"]*"[^}]*\})\}(?:, "([^"]*)|\Z)"""
+)
+"""Behind its label, and with the label of the one that follows."""
+
+_NEXT = b', "'
+_FIXED = len(b'": {"key_metadata": [{"key": "", "key_type": 2}], "value_metadata": }' + _NEXT)
+
+_STEP, _INDEX, _PATH = STEP.encode(), INDEX.encode(), b"\2"
 
 _KINDS = {kind.value: kind for kind in KeyKind}
 
 
-class Entries(NamedTuple):
-    """The leaves, in the order of the file: paths and kinds, and the names that the paths make."""
+class _ValueTypes(dict[bytes, str]):
+    """What ``value_metadata`` says, by its text; parsed once each. Raises ``TypeError`` or ``ValueError``."""
 
-    paths: Sequence[Path]
-    names: Sequence[str]
-    value_types: Sequence[str]
-
-
-class _Known(dict[str, T]):
-    """What a part of the text means, by the part; made once each."""
-
-    def __init__(self, meaning: Callable[[str], T]) -> None:
-        self._meaning = meaning
-
-    def __missing__(self, text: str) -> T:
-        found = self[text] = self._meaning(text)
-        return found
+    def __missing__(self, text: bytes) -> str:
+        value_type = json.loads(text)["value_type"]
+        if type(value_type) is not str:
+            raise TypeError
+        self[text] = value_type
+        return value_type
 
 
-def read_entries(text: str) -> tuple[Entries, dict[str, Any]] | None:
+def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
     """All entries, and the members beside ``tree_metadata``; None where the text is not of this form."""
-    end = text.rfind(_END)
-    rest = None if "\\" in text else _rest(text, end)
-    if rest is None:
+    rest = _members(data, data.rfind(_END)) if data.startswith(_START) and b"\\" not in data else None
+    if rest is None or np.frombuffer(data, np.uint8).min() < ord(" "):
         return None
-    first, *pieces = text[len(_START) : end].split(_STEPS)
-    above, last, kinds = _Known(_above), _Known(_key), _Known(_value_type)
+    if _INDEX_STEP in data:
+        data = data.replace(_INDEX_STEP, _INDEX + _DICT_STEP)
+    data = data.replace(_NEXT_STEP, _STEP)
+    stop = data.rfind(_END) + len(b"}}")
+    entries = _ENTRY.findall(data, len(_START), stop)
+    if not entries:
+        return None
+    paths, values, labels = map(list, zip(*entries, strict=True))
+    labels[-1] = data[len(_START) : data.find(b'"', len(_START))]  # behind the last entry comes none
+    size = sum([len(b"".join(column)) for column in (paths, values, labels)])
+    # nothing else is between the entries; and of one that comes twice JSON keeps the last
+    if len(_START) + size + len(paths) * _FIXED - len(_NEXT) != stop or len(set(labels)) < len(labels):
+        return None
+    text = _PATH + _PATH.join(paths)
+    if _PATH + _STEP in text:
+        return None  # an empty key at the top is not told from the top itself
+    kinds = _ValueTypes()
     try:
-        cut = [piece.partition(_VALUE) for piece in pieces]
-        ends = [value.partition(_NEXT) for _, _, value in cut]
-        value_types = [kinds[value] for value, _, _ in ends]
-        steps = [(above[parent], last[step]) for parent, _, step in [keys.rpartition(_KEY) for keys, _, _ in cut]]
+        return LeafColumns(text[1:].decode().split(_PATH.decode()), list(map(kinds.__getitem__, values))), rest
     except (TypeError, KeyError, ValueError, RecursionError):
         return None
-    labels = [first, *[label for _, _, label in ends]]
-    # behind the last value comes no label; and of one that comes twice JSON keeps the last entry
-    if not pieces or labels.pop() or '"' in "".join(labels) or len(set(labels)) < len(labels):
+
+
+class UsualText:
+    """A text of this form in which single entries are looked for: read in parts, from its end, as far as it takes."""
+
+    def __init__(self, part: Part, end: int, rest: dict[str, Any]) -> None:
+        self.part = part
+        self.end = end
+        self.rest = rest
+        """The members beside ``tree_metadata``."""
+
+    @classmethod
+    def of(cls, part: Part, size: int) -> UsualText | None:
+        """The text of so many bytes; None where it does not begin and end so."""
+        behind = max(0, size - _WINDOW)
+        tail = part(behind, size)
+        end = tail.rfind(_END)
+        rest = _members(tail, end) if part(0, len(_START)) == _START else None
+        return None if rest is None else cls(part, behind + end, rest)
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """The entry of the leaf ``name`` whose keys are the parts between its dots; None where there is none."""
+        label = quote(repr(tuple(name.split("."))))
+        sought = f"{label[:-1]}{_STEPS}".encode()
+        low, stop = len(_START) - 1, self.end
+        while stop > low:
+            start = max(low, stop - _WINDOW)
+            at = self.part(start, min(stop + len(sought) - 1, self.end)).rfind(sought)
+            if at >= 0:
+                return self._entry(start + at + len(label) + len(": "))
+            stop = start
         return None
-    paths = [(*path, key) for (path, _), key in steps]
-    names = [name + key[0] for (_, name), key in steps]
-    return Entries(paths, names, value_types), rest
+
+    def _entry(self, start: int) -> dict[str, Any] | None:
+        data = self.part(start, min(start + _LONGEST, self.end + len("}}")))
+        try:
+            entry = json.loads(data[: data.find(b"}}") + len("}}")])
+        except (ValueError, RecursionError):
+            return None
+        return entry if isinstance(entry, dict) else None
 
 
-def is_usual_text(data: bytes) -> bool:
-    """Whether it begins and ends so."""
-    return _rest(data, data.rfind(_END.encode())) is not None
-
-
-def find_entry(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The entry of the leaf ``name`` whose keys are the parts between its dots, and the members beside
-    ``tree_metadata``; None where there is none, or the text is not of this form.
-    """
-    end = data.rfind(_END.encode())
-    label = quote(repr(tuple(name.split("."))))
-    at = data.rfind(f"{label[:-1]}{_STEPS}".encode(), len(_START) - 1, max(end, 0))
-    rest = _rest(data, end) if at >= 0 else None
-    if rest is None:
+def _members(data: bytes, end: int) -> dict[str, Any] | None:
+    """Those beside ``tree_metadata``, which ends at ``end``; None where it is nowhere."""
+    if end < 0:
         return None
-    start = at + len(label) + len(": ")
-    stop = data.find(b"}}", start, end + len("}}"))
     try:
-        entry = json.loads(data[start : stop + len("}}")])
-    except (ValueError, RecursionError):
-        return None
-    return (entry, rest) if isinstance(entry, dict) else None
-
-
-def _rest(data: Any, end: int) -> dict[str, Any] | None:
-    """The members beside ``tree_metadata``, which ends at ``end`` of the text or of its bytes."""
-    start, brace = (_START, "{") if isinstance(data, str) else (_START.encode(), b"{")
-    if end < 0 or not data.startswith(start):
-        return None
-    try:
-        rest = json.loads(brace + data[end + len("}}}, ") :])
+        rest = json.loads(b"{" + data[end + len("}}}, ") :])
     except (ValueError, RecursionError):
         return None
     return rest if isinstance(rest, dict) else None
@@ -121,27 +157,3 @@ def as_key(name: Any, kind: Any) -> Key:
     if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
         raise TypeError
     return Key(name, _KINDS[kind])
-
-
-def _above(text: str) -> tuple[Path, str]:
-    """The path of a container, and what the names of the leaves in it begin with."""
-    path = tuple(_as_key(step) for step in json.loads(f"[{text}]"))
-    return path, "".join([key.name + "." for key in path])
-
-
-def _key(text: str) -> Key:
-    return _as_key(json.loads(text if text.startswith("{") else _KEY[2:] + text))
-
-
-def _as_key(step: Any) -> Key:
-    if set(step) != {"key", "key_type"}:
-        raise TypeError
-    return as_key(step["key"], step["key_type"])
-
-
-def _value_type(text: str) -> str:
-    # the brace at the end went with the cut
-    value = json.loads(text + "}")["value_type"]
-    if type(value) is not str:
-        raise TypeError
-    return value

@@ -36,25 +36,23 @@ class Tree:
 
     def lookup_many(self, keys: Sequence[bytes]) -> list[Found]:
         """The value of each key, in the order asked; every node on the way is visited once."""
-        found: list[Found] = [None] * len(keys)
         root = self._root() if keys else None
         if root is None:
-            return found
+            return [None] * len(keys)
         if isinstance(root, LeafNode):  # as in most trees; nothing is to be divided between nodes
             return _look_up(root, keys)
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        level: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(order))]
+        ordered = sorted(keys)
+        found: list[Found] = [None] * len(ordered)
+        level: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(ordered))]
         while level:
             wanted: list[Child] = []
             shares: list[tuple[int, int]] = []
             for node, upper, low, high in level:
                 if isinstance(node, LeafNode):
-                    inside = order[low:high]
-                    for i, value in zip(inside, _look_up(node, [keys[i] for i in inside]), strict=True):
-                        found[i] = value
+                    found[low:high] = _look_up(node, ordered[low:high])
                     continue
                 while low < high:
-                    key = keys[order[low]]
+                    key = ordered[low]
                     child = bisect_right(node.keys, key) - 1
                     if child < 0:  # before the first key of the tree
                         low += 1
@@ -62,7 +60,7 @@ class Tree:
                     end = node.keys[child + 1] if child + 1 < len(node.keys) else upper
                     stop = low + 1
                     if stop < high:
-                        stop = high if end is None else bisect_left(order, end, stop, high, key=keys.__getitem__)
+                        stop = high if end is None else bisect_left(ordered, end, stop, high)
                     if stop - low > 1 or key.startswith(node.keys[child][: int(node.subtree_prefix_lengths[child])]):
                         wanted.append(_child(node, upper, child))
                         shares.append((low, stop))
@@ -70,7 +68,7 @@ class Tree:
             # of all children at once: on a distant storage each request takes its time
             below = self.nodes.btrees(wanted)
             level = [(node, child.upper, *share) for node, child, share in zip(below, wanted, shares, strict=True)]
-        return found
+        return found if ordered == keys else list(map(dict(zip(ordered, found, strict=True)).__getitem__, keys))
 
     def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[LeafNode, int, int]]:
         """The leaves that hold keys in ``[start, stop)``, in order, each with the run of its entries in the range."""
@@ -113,6 +111,11 @@ def _child(node: InteriorNode, upper: bytes | None, child: int) -> Child:
 def _look_up(leaf: LeafNode, keys: Sequence[bytes]) -> list[Found]:
     """The value of each key of a leaf."""
     if len(keys) > 1 and len(keys) * MANY_SEARCHES > len(leaf.keys):
+        # all documents, or the chunk of each array: keys at equal distances, if they come in order
+        first, last = search(leaf.keys, keys[0]), search(leaf.keys, keys[-1])
+        entries = range(first, last + 1, max(1, (last - first) // (len(keys) - 1)))
+        if leaf.keys[first : last + 1][:: entries.step] == keys:
+            return [*leaf.values(entries)]
         found = list(map(all_places(leaf.keys).get, keys))
         if None not in found:
             return [*leaf.values(found)]  # type: ignore[arg-type]

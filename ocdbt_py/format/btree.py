@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +40,8 @@ MAX_ENTRIES: Final = 1 << 20
 MAX_INLINE_LENGTH: Final = 1 << 20
 
 _INDIRECT: Final = 1  # kind of a value; 0 is inline
+
+_LOCATION: Final = partial(tuple.__new__, Location)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,15 +72,24 @@ class LeafNode:
 
     def values(self, entries: Sequence[int]) -> list[bytes | Location]:
         """The same of many entries."""
+        at: Any = entries
+        at = slice(at.start, at.stop, at.step) if isinstance(entries, range) else np.array(entries, np.intp)
+        file_ids, starts, lengths = self.file_ids[at].tolist(), self.offsets[at].tolist(), self.lengths[at].tolist()
         inline, files = self.inline, self.files
+        if -1 not in file_ids:
+            # in C, for there may be many
+            return list(map(_LOCATION, zip(map(files.__getitem__, file_ids), starts, lengths, strict=True)))
+        if max(file_ids) < 0:
+            known: dict[bytes, bytes] = {}  # many are alike, as the documents of arrays are: one object does
+            share = known.setdefault
+            values = [inline[start : start + length] for start, length in zip(starts, lengths, strict=True)] if 0 else []
+            for start, length in zip(starts, lengths, strict=True):
+                value = inline[start : start + length]
+                values.append(share(value, value))
+            return values
         return [
-            inline[offset : offset + length] if file_id < 0 else Location(files[file_id], offset, length)
-            for file_id, offset, length in zip(
-                self.file_ids[entries].tolist(),
-                self.offsets[entries].tolist(),
-                self.lengths[entries].tolist(),
-                strict=True,
-            )
+            inline[start : start + length] if file_id < 0 else Location(files[file_id], start, length)
+            for file_id, start, length in zip(file_ids, starts, lengths, strict=True)
         ]
 
 

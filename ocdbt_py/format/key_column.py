@@ -106,7 +106,10 @@ class KeyColumn(Sequence[bytes]):
     def places(self) -> dict[bytes, int]:
         """The index of each key; made once."""
         if self._places is None:
-            self._places = dict(zip(self, range(len(self)), strict=True))
+            # all of them are cut together, unless many were
+            is_cut = self._keys is not None or len(self._cut) > len(self) // _RUN // 2
+            keys = self if is_cut else self._cut_keys(b"", 0, len(self))
+            self._places = dict(zip(keys, range(len(self)), strict=True))
         return self._places
 
     def part(self, start: int, stop: int) -> KeyColumn:
@@ -153,16 +156,18 @@ class KeyColumn(Sequence[bytes]):
         keys = self._cut.get(number)
         if keys is None:
             start, stop = number * _RUN, min((number + 1) * _RUN, len(self))
-            key = self._first_keys()[number]
-            begin = int(self.starts[start])
-            keys = []
-            for same, end in zip(
-                self.shared[start:stop].tolist(), self.starts[start + 1 : stop + 1].tolist(), strict=True
-            ):
-                key = key[:same] + self.suffixes[begin:end]
-                begin = end
-                keys.append(key)
+            keys = self._cut_keys(self._first_keys()[number], start, stop)
             self._cut[number] = keys
+        return keys
+
+    def _cut_keys(self, before: bytes, start: int, stop: int) -> list[bytes]:
+        """The keys ``[start, stop)``; ``before`` is any key that shares with the first what that one shares."""
+        suffixes, key, begin = self.suffixes, before, int(self.starts[start])
+        keys = []
+        for same, end in zip(self.shared[start:stop].tolist(), self.starts[start + 1 : stop + 1].tolist(), strict=True):
+            key = key[:same] + suffixes[begin:end]
+            begin = end
+            keys.append(key)
         return keys
 
     def _first_keys(self) -> list[bytes]:

@@ -14,7 +14,13 @@ from ocdbt_py.checkpoint import long_tree, stored
 from ocdbt_py.checkpoint.checkpoint import ArrayInfo, Checkpoint, Fetch
 from ocdbt_py.checkpoint.metadata import TreeMetadata, decode_tree_metadata
 from ocdbt_py.checkpoint.save import save
-from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, KeyNotFoundError, UncommittedError
+from ocdbt_py.errors import (
+    CorruptDataError,
+    InvalidArgumentError,
+    KeyNotFoundError,
+    PathNotFoundError,
+    UncommittedError,
+)
 from ocdbt_py.testing.faulty import FaultyStorage
 from tests.checkpoint.places import NewPlace, save_at
 
@@ -151,6 +157,24 @@ def test_it_is_pinned_to_what_it_opened(url: Path) -> None:
         database[b"params.b/0"] = bytes(24)
     np.testing.assert_equal(checkpoint["params.b"][:], np.ones(3))
     np.testing.assert_equal(Checkpoint(url)["params.b"][:], np.zeros(3))
+
+
+def test_metadata_that_were_replaced_since_are_not_taken_for_those_that_were_opened(url: Path, length: str) -> None:
+    checkpoint = Checkpoint(url)
+    data = (url / "_METADATA").read_bytes()
+    (url / "_METADATA").unlink()
+    if length == "long":
+        with pytest.raises(PathNotFoundError, match="is gone"):
+            checkpoint["rate"]
+    (url / "_METADATA").write_bytes(data + b" ")
+    if length == "long":
+        with pytest.raises(PathNotFoundError, match="open it again"):
+            checkpoint["rate"]
+        with pytest.raises(PathNotFoundError, match="open it again"):
+            checkpoint.names()
+    else:
+        assert checkpoint["rate"] == 0.5
+    assert Checkpoint(url)["rate"] == 0.5
 
 
 def test_explain_tells_what_a_slice_will_fetch(url: Path) -> None:

@@ -72,6 +72,19 @@ def test_nan_payloads_and_negative_zeros_survive(tmp_path: Path) -> None:
     assert str(found["y"]) == "-0.0"
 
 
+@pytest.mark.parametrize("compression", ["auto", None])
+@pytest.mark.parametrize("dtype", [">f4", ">i8", ">c16", ">u2"])
+def test_arrays_of_another_byte_order_keep_their_numbers(compression: str | None, dtype: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(4).integers(0, 255, 64 << 10, np.uint8)
+    tree = {
+        "long": noise.astype(dtype),
+        "short": noise[:6].astype(dtype).reshape(2, 3),
+        "none": noise[:0].astype(dtype),
+    }
+    save(tmp_path / "c", tree, compression=compression)
+    np.testing.assert_equal(restore(tmp_path / "c", verify=True), tree)
+
+
 def test_every_kind_of_url_names_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for url, options in [

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocdbt_py.checkpoint import metadata, tree_text
-from ocdbt_py.checkpoint.flatten import Key, KeyKind
-from ocdbt_py.checkpoint.metadata import LeafRecord, decode_tree_metadata, encode_tree_metadata, find_leaf_metadata
-from ocdbt_py.checkpoint.tree_text import read_entries
+from ocdbt_py.checkpoint.flatten import ABSENT, Key, KeyKind, flatten, unflatten_paths
+from ocdbt_py.checkpoint.leaf_records import LeafColumns, LeafRecord, value_types
+from ocdbt_py.checkpoint.metadata import decode_tree_metadata, encode_tree_metadata, find_leaf_metadata
+from ocdbt_py.checkpoint.tree_text import UsualText, read_entries
 from ocdbt_py.errors import CorruptDataError
 
 NAMES = st.one_of(
@@ -35,17 +36,67 @@ def parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_is_cut_is_what_json_says(paths: list[tuple[Key, ...]], kind: str) -> None:
     text = encode_tree_metadata([LeafRecord(path, kind) for path in paths]).decode()
     with pytest.MonkeyPatch.context() as patch:
-        assert decode_tree_metadata(text.encode()) == parsed(text, patch)
+        found, expected = decode_tree_metadata(text.encode()), parsed(text, patch)
+    assert found == expected
+    if isinstance(found.leaves, LeafColumns):
+        leaves = found.leaves
+        assert [leaves[i] for i in range(len(leaves))] == leaves[:] == expected.leaves
+        assert value_types(leaves) == value_types(expected.leaves)
+
+
+TREES = st.recursive(
+    st.integers(),
+    lambda below: st.dictionaries(st.text("ab.0", max_size=3), below, min_size=1) | st.lists(below, min_size=1),
+)
+
+
+@given(TREES, st.randoms(use_true_random=False), st.data())
+def test_the_tree_of_columns_is_that_of_the_paths(tree: Any, random: Any, data: st.DataObject) -> None:
+    flat = flatten({"top": tree})
+    order = list(range(len(flat.paths)))
+    random.shuffle(order)
+    paths = [flat.paths[i] for i in order]
+    found = read_entries(encode_tree_metadata([LeafRecord(path, "scalar") for path in paths]))
+    assert found is not None
+    absent = data.draw(st.sets(st.sampled_from(order)))
+    for left_out in (set(), absent):
+        leaves = [ABSENT if i in left_out else flat.leaves[i] for i in order]
+        made, expected = found[0].tree(leaves), unflatten_paths(paths, leaves)
+        assert repr(made) == repr(expected)  # the order of keys, too
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ([(("a", 2), ("0", 1)), (("a", 2), ("b", 2))], "both dict keys and indices"),
+        ([(("a", 2), ("1", 1))], "gaps"),
+        ([(("x", 1),)], "decimal digits"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_corrupt(paths: list[Any], message: str) -> None:
+    records = [LeafRecord(tuple(Key(name, KeyKind(kind)) for name, kind in path), "scalar") for path in paths]
+    found = read_entries(encode_tree_metadata(records))
+    assert found is not None
+    with pytest.raises(CorruptDataError, match=message):
+        found[0].tree([0] * len(records))
+
+
+def test_a_container_of_columns_that_was_empty_once_gives_way_to_what_it_holds() -> None:
+    for paths in ([("a",), ("a", "b")], [("a", "b"), ("a",)]):
+        found = read_entries(text_of(*paths).encode())
+        assert found is not None
+        leaves: list[Any] = [{} if path == ("a",) else 1 for path in paths]
+        assert found[0].tree(leaves) == {"a": {"b": 1}}
 
 
 def test_the_usual_text_takes_no_parser() -> None:
     paths = [("a", "b"), ("a", "c.d"), ("x",)]
-    found = read_entries(text_of(*paths, custom_metadata={"a": {"b": {"c": {}}}}))
+    found = read_entries(text_of(*paths, custom_metadata={"a": {"b": {"c": {}}}}).encode())
     assert found is not None
-    entries, rest = found
-    assert [tuple(key.name for key in path) for path in entries.paths] == paths
-    assert entries.names == ["a.b", "a.c.d", "x"]
-    assert entries.value_types == ["np.ndarray"] * 3
+    leaves, rest = found
+    assert [tuple(key.name for key in record.path) for record in leaves] == paths
+    assert leaves.names == ["a.b", "a.c.d", "x"]
+    assert leaves.value_types == ["np.ndarray"] * 3
     assert rest["custom_metadata"] == {"a": {"b": {"c": {}}}}
 
 
@@ -64,7 +115,7 @@ USUAL = text_of(("a", "b"), ("c",))
 )
 def test_any_other_text_is_left_to_the_parser(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text != USUAL
-    assert read_entries(text) is None
+    assert read_entries(text.encode()) is None
     assert decode_tree_metadata(text.encode()) == parsed(text, monkeypatch)
 
 
@@ -85,14 +136,23 @@ def test_a_damaged_text_is_what_json_says_or_corrupt(at: int, character: str) ->
         assert expected is None or found == expected
 
 
+def text_in(data: bytes) -> UsualText | None:
+    return UsualText.of(lambda start, stop: data[start:stop], len(data))
+
+
+def found_in(data: bytes, name: str) -> metadata.TreeMetadata | None:
+    text = text_in(data)
+    return None if text is None else find_leaf_metadata(text, name)
+
+
 def test_one_leaf_is_found_with_what_is_said_of_all() -> None:
     data = text_of(("a", "b"), ("a", "c.d"), ("c",)).encode()
-    found = find_leaf_metadata(data, "a.b")
+    found = found_in(data, "a.b")
     assert found is not None
     assert found == metadata.TreeMetadata(
         [LeafRecord((Key("a", KeyKind.DICT), Key("b", KeyKind.DICT)), "np.ndarray")], ["a.b"], True, False, False, None
     )
-    last = find_leaf_metadata(data, "c")
+    last = found_in(data, "c")
     assert last is not None
     assert last.names == ["c"]
 
@@ -100,17 +160,33 @@ def test_one_leaf_is_found_with_what_is_said_of_all() -> None:
 @pytest.mark.parametrize("name", ["b", "a", "a.c.d", "", "a.b.c", "'a', 'b'", "\ud800"])
 def test_where_it_is_not_certain_that_it_is_that_leaf_none_is_found(name: str) -> None:
     """Whoever asks then parses all; a key with a dot in it is one of these."""
-    assert find_leaf_metadata(text_of(("a", "b"), ("a", "c.d")).encode(), name) is None
+    assert found_in(text_of(("a", "b"), ("a", "c.d")).encode(), name) is None
 
 
 def test_what_looks_like_a_leaf_in_the_users_metadata_is_none() -> None:
     custom = json.loads(text_of(("x", "y")))
     data = text_of(("a", "b"), custom_metadata=custom).encode()
-    assert find_leaf_metadata(data, "x.y") is None
+    assert found_in(data, "x.y") is None
     assert decode_tree_metadata(data).names == ["a.b"]
 
 
 def test_a_text_that_is_cut_off_is_not_usual() -> None:
     data = USUAL.encode()
-    assert tree_text.is_usual_text(data)
-    assert not any(tree_text.is_usual_text(data[:stop]) for stop in range(len(data)))
+    assert text_in(data) is not None
+    assert all(text_in(data[:stop]) is None for stop in range(len(data)))
+
+
+@pytest.mark.parametrize("window", [60, 64, 100, 333])
+def test_leaves_are_found_in_a_text_of_which_parts_are_read(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"layer_{i}.kernel" for i in range(40)]
+    data = text_of(*(tuple(name.split(".")) for name in names)).encode()
+    text = text_in(data)
+    assert text is not None
+    monkeypatch.setattr(tree_text, "_WINDOW", window)
+    for name in names:
+        found = find_leaf_metadata(text, name)
+        assert found is not None
+        assert found.names == [name]
+    assert find_leaf_metadata(text, "layer_40.kernel") is None
+    monkeypatch.setattr(tree_text, "_LONGEST", 20)
+    assert find_leaf_metadata(text, names[0]) is None  # so long an entry is left to who parses all
