@@ -21,7 +21,7 @@ from ocdbt_py.storage.protocol import Read
 
 __all__ = ["LongTree"]
 
-_LONG = 256 << 10
+_LONG = 16 << 10
 """Bytes of ``_METADATA``; a shorter one is parsed sooner than searched with care."""
 
 _SEARCHES = 16

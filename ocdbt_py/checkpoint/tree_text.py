@@ -31,11 +31,11 @@ __all__ = ["Part", "UsualText", "as_key", "read_entries"]
 Part = Callable[[int, int], bytes]
 """Bytes ``[start, stop)`` of a text."""
 
-_WINDOW = 512 << 10
-"""Bytes of a text that are searched at a time."""
+_FIRST, _WINDOW = 4 << 10, 512 << 10
+"""Bytes of a text that are searched at a time: few at first, then twice as many each time, up to a limit."""
 
-_LONGEST = 64 << 10
-"""Bytes of an entry that is found alone."""
+_USUAL, _LONGEST = 1 << 10, 64 << 10
+"""Bytes of an entry that is found alone, at most but for few, and at most."""
 
 _START = b'{"tree_metadata": {"'
 _END = b'}}}, "use_ocdbt": '
@@ -110,9 +110,12 @@ class UsualText:
     @classmethod
     def of(cls, part: Part, size: int) -> UsualText | None:
         """The text of so many bytes; None where it does not begin and end so."""
-        behind = max(0, size - _WINDOW)
-        tail = part(behind, size)
-        end = tail.rfind(_END)
+        behind, tail, end = size, b"", -1
+        for window in (_FIRST, _WINDOW):  # the members beside ``tree_metadata`` may be the user's own
+            if end < 0 < behind:
+                behind = max(0, size - window)
+                tail = part(behind, size)
+                end = tail.rfind(_END)
         rest = _members(tail, end) if part(0, len(_START)) == _START else None
         return None if rest is None else cls(part, behind + end, rest)
 
@@ -120,9 +123,10 @@ class UsualText:
         """The entry of the leaf ``name`` whose keys are the parts between its dots; None where there is none."""
         label = quote(repr(tuple(name.split("."))))
         sought = f"{label[:-1]}{_STEPS}".encode()
-        low, stop = len(_START) - 1, self.end
+        low, stop, window = len(_START) - 1, self.end, _FIRST
         while stop > low:
-            start = max(low, stop - _WINDOW)
+            start = max(low, stop - window)
+            window = min(2 * window, _WINDOW)
             at = self.part(start, min(stop + len(sought) - 1, self.end)).rfind(sought)
             if at >= 0:
                 return self._entry(start + at + len(label) + len(": "))
@@ -130,9 +134,13 @@ class UsualText:
         return None
 
     def _entry(self, start: int) -> dict[str, Any] | None:
-        data = self.part(start, min(start + _LONGEST, self.end + len("}}")))
+        data, end = b"", -1
+        for length in (_USUAL, _LONGEST):
+            if end < 0:
+                data = self.part(start, min(start + length, self.end + len("}}")))
+                end = data.find(b"}}")
         try:
-            entry = json.loads(data[: data.find(b"}}") + len("}}")])
+            entry = json.loads(data[: end + len("}}")])
         except (ValueError, RecursionError):
             return None
         return entry if isinstance(entry, dict) else None

@@ -79,14 +79,6 @@ class LeafNode:
         if -1 not in file_ids:
             # in C, for there may be many
             return list(map(_LOCATION, zip(map(files.__getitem__, file_ids), starts, lengths, strict=True)))
-        if max(file_ids) < 0:
-            known: dict[bytes, bytes] = {}  # many are alike, as the documents of arrays are: one object does
-            share = known.setdefault
-            values = [inline[start : start + length] for start, length in zip(starts, lengths, strict=True)] if 0 else []
-            for start, length in zip(starts, lengths, strict=True):
-                value = inline[start : start + length]
-                values.append(share(value, value))
-            return values
         return [
             inline[start : start + length] if file_id < 0 else Location(files[file_id], start, length)
             for file_id, start, length in zip(file_ids, starts, lengths, strict=True)

@@ -176,17 +176,25 @@ def test_a_text_that_is_cut_off_is_not_usual() -> None:
     assert all(text_in(data[:stop]) is None for stop in range(len(data)))
 
 
-@pytest.mark.parametrize("window", [60, 64, 100, 333])
-def test_leaves_are_found_in_a_text_of_which_parts_are_read(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("first", "window"), [(60, 60), (64, 64), (100, 100), (60, 333), (4096, 8192)])
+def test_leaves_are_found_in_a_text_of_which_parts_are_read(
+    first: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"layer_{i}.kernel" for i in range(40)]
     data = text_of(*(tuple(name.split(".")) for name in names)).encode()
     text = text_in(data)
     assert text is not None
+    monkeypatch.setattr(tree_text, "_FIRST", first)
     monkeypatch.setattr(tree_text, "_WINDOW", window)
     for name in names:
         found = find_leaf_metadata(text, name)
         assert found is not None
         assert found.names == [name]
     assert find_leaf_metadata(text, "layer_40.kernel") is None
+    monkeypatch.setattr(tree_text, "_USUAL", 20)
+    assert find_leaf_metadata(text, names[0]) is not None
     monkeypatch.setattr(tree_text, "_LONGEST", 20)
     assert find_leaf_metadata(text, names[0]) is None  # so long an entry is left to who parses all
+    monkeypatch.setattr(tree_text, "_FIRST", 8)
+    monkeypatch.setattr(tree_text, "_WINDOW", 8192)
+    assert text_in(data) is not None
