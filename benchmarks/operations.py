@@ -45,8 +45,10 @@ def child(job: Job) -> None:
 
 
 def warm_up(job: Job) -> None:
-    """Save and load three small arrays: what a library imports or sets up on first use is no part of the operation."""
-    tiny = replace(job, state="small-3", path=f"{job.path}.warm-up")
+    """Save and load three small arrays of the same dtype: what a library imports or sets up on first use is no part of
+    the operation.
+    """
+    tiny = replace(job, state=f"small-3-{STATES[job.state].dtype}", path=f"{job.path}.warm-up")
     prepare(replace(tiny, operation="save")).operations["save"]()
     if job.operation != "save":
         if job.operation == "begin":

@@ -26,6 +26,7 @@ from benchmarks.sides import nested, taking_part
 from benchmarks.states import STATES, Values
 
 ROWS = 64
+TINY = "small-3-float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _orbax() -> Callable[[str, str, int | None], Any]:
 
 def child(name: str, side: str, question: Question, path: str) -> None:
     read = reader(name)
-    read(f"{path}.tiny", next(iter(STATES["small-3"].leaves)), None)
+    read(f"{path}.tiny", next(iter(STATES[TINY].leaves)), None)
     before = bytes_read()
     seconds, found = timed(lambda: read(path, question.leaf, question.rows))
     taken = bytes_read() - before
@@ -145,7 +146,7 @@ def measure(name: str, rounds: int, directory: Path) -> dict[str, Reads]:
     question = QUESTIONS[name]
     writers = taking_part(list(WRITERS))
     for writer in writers:
-        for state, ending in ((question.state, ""), ("small-3", ".tiny")):
+        for state, ending in ((question.state, ""), (TINY, ".tiny")):
             measurement = Measurement(name, state, (), directory, PrimedMemory(0))
             measurement.run(Operation("save", "save", ()), writer, directory / f"{writer}{ending}", Runs())
     found: dict[str, Reads] = {}

@@ -78,10 +78,10 @@ def gpt2() -> State:
     return State({**tables, **shapes, "norm.scale": (768,), "norm.bias": (768,)}, "float32")
 
 
-def many(count: int) -> State:
-    """Arrays of 1 to 4 KiB."""
+def many(count: int, dtype: str = "float32") -> State:
+    """Arrays of 1 to 4 KiB in float32."""
     sizes = np.random.default_rng(0).choice((256, 384, 512, 768, 1024), count).tolist()
-    return State({f"block_{i // 100}.item_{i % 100}.w": (size,) for i, size in enumerate(sizes)}, "float32")
+    return State({f"block_{i // 100}.item_{i % 100}.w": (size,) for i, size in enumerate(sizes)}, dtype)
 
 
 def one(gigabytes: int) -> State:
@@ -97,7 +97,7 @@ STATES = {
     "small-10k": many(10_000),
     "small-50k": many(50_000),
     "small-200": many(200),
-    "small-3": many(3),
+    **{f"small-3-{dtype}": many(3, dtype) for dtype in ("float32", "bfloat16")},
     "one-1g": one(1),
     "one-4g": one(4),
 }

@@ -133,7 +133,7 @@ def test_every_side_that_a_benchmark_names_exists() -> None:
 
 
 @pytest.mark.parametrize("side", ["ocdbt_py-numpy", "ocdbt_py-mapped", "tensorstore", "npz", "pickle"])
-@pytest.mark.parametrize("state", ["small-3", "llama8b-1/4096"])
+@pytest.mark.parametrize("state", ["small-3-float32", "llama8b-1/4096"])
 def test_a_side_loads_what_it_saved(tmp_path: Path, side: str, state: str) -> None:
     path = str(tmp_path / "state")
     prepare(Job(side, "save", state, path)).operations["save"]()
@@ -142,8 +142,8 @@ def test_a_side_loads_what_it_saved(tmp_path: Path, side: str, state: str) -> No
 
 
 def test_judges_notice_another_value(tmp_path: Path) -> None:
-    path, state = str(tmp_path / "state"), STATES["small-3"]
-    side = prepare(Job("ocdbt_py-numpy", "save", "small-3", path))
+    path, state = str(tmp_path / "state"), STATES["small-3-float32"]
+    side = prepare(Job("ocdbt_py-numpy", "save", "small-3-float32", path))
     side.operations["save"]()
     judges.tensorstore_reads(state, path)
     judges.orbax_restores(state, path)
