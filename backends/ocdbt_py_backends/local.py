@@ -63,11 +63,13 @@ from ocdbt_py_backends.local_files import (
     begin_to_write_back,
     fsync,
     give_new_name,
+    in_runs,
     new_name,
     new_named,
     new_unnamed,
     open_file,
     read_at,
+    reserve,
     stamp,
 )
 from ocdbt_py_backends.local_lock import SUFFIX, Lock
@@ -85,6 +87,10 @@ _SYNC_THREADS = 4
 _SYNCS_A_THREAD = 4
 # Less than this is on the disk in a moment once somebody waits for it.
 _WRITTEN_BACK = 4 << 20
+# For less than this, room is found faster than it is asked for.
+_RESERVED = 1 << 20
+# So much is written between two looks at what the disk could have begun with.
+_RUN = 16 << 20
 # Reading is mostly the system finding new pages for the buffers, which threads do beside each other.
 _READ_THREADS = 4
 _READ_A_THREAD = 8 << 20
@@ -518,10 +524,14 @@ class _NewFile:
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         with Translated(self.path):
-            self._size += append(self.fd, buffers)
-            if self._write_back is not None and self._size - self._begun >= self._write_back:
-                begin_to_write_back(self.fd, self._begun, self._size)
-                self._begun = self._size
+            nbytes = sum(map(len, buffers))
+            for run in in_runs(buffers, _RUN) if nbytes > _RUN else [buffers]:
+                if nbytes >= _RESERVED and not self._is_lock:
+                    reserve(self.fd, self._size, sum(map(len, run)))
+                self._size += append(self.fd, run)
+                if self._write_back is not None and self._size - self._begun >= self._write_back:
+                    begin_to_write_back(self.fd, self._begun, self._size)
+                    self._begun = self._size
 
     def close(self) -> None:
         with Translated(self.path):

@@ -6,11 +6,12 @@ Errors are plain ``OSError``; the callers turn them into ours.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ocdbt_py.errors import StorageError
@@ -51,6 +52,20 @@ def read_at(fd: int, start: int, length: int) -> bytes:
     return b"".join(parts)
 
 
+def in_runs(buffers: Sequence[Buffer], most: int) -> Iterator[list[Buffer]]:
+    """The same bytes in runs of ``most``, the last one shorter; long buffers are cut."""
+    run: list[Buffer] = []
+    room = most
+    for buffer in buffers:
+        while len(buffer) > room:
+            view = memoryview(buffer)
+            yield [*run, view[:room]]
+            run, buffer, room = [], view[room:], most
+        run.append(buffer)
+        room -= len(buffer)
+    yield run
+
+
 def append(fd: int, buffers: Sequence[Buffer]) -> int:
     """Append all of them, so many bytes; a call takes a bounded number of buffers and may end in the middle of one."""
     total = 0
@@ -63,6 +78,22 @@ def append(fd: int, buffers: Sequence[Buffer]) -> int:
         if count:
             pending[0] = memoryview(pending[0])[count:]
     return total
+
+
+def reserve(fd: int, start: int, length: int) -> None:
+    """Have room on the disk for what is to be written there next: to ask for it once costs a writer half of what it
+    costs the system to find it page by page. Where that cannot be done, writing goes on without."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    # The C library would imitate it by a write to each block, where the filesystem cannot do it, but not to append.
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_APPEND)
+    try:
+        os.posix_fallocate(fd, start, length)
+    except OSError:  # a full disk among others, of which the write will tell
+        pass
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def begin_to_write_back(fd: int, start: int, stop: int) -> None:

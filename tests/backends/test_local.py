@@ -359,6 +359,26 @@ def test_sync_fails_when_any_file_fails(tmp_path: Path) -> None:
             storage.sync([other if other != path else f"{path} is absent" for other in paths])
 
 
+def test_long_writes_are_cut_and_their_room_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve, asked = os.posix_fallocate, []
+
+    def noted(fd: int, start: int, length: int) -> None:
+        asked.append((start, length))
+        if len(asked) == 2:
+            raise OSError(errno.EOPNOTSUPP, "this filesystem cannot")
+        reserve(fd, start, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", noted)
+    monkeypatch.setattr(local, "_RUN", 1 << 20)
+    data = os.urandom(3 << 20)
+    writer = LocalStorage().create(f"{tmp_path}/f")
+    writer.write([b"short"])
+    writer.write([data[:7], b"", data[7 : 2 << 20], data[2 << 20 :], b"end"])
+    writer.close()
+    assert (tmp_path / "f").read_bytes() == b"short" + data + b"end"
+    assert asked == [(5, 1 << 20), (5 + (1 << 20), 1 << 20), (5 + (2 << 20), 1 << 20), (5 + (3 << 20), 3)]
+
+
 def test_nothing_waits_for_the_disk_where_that_was_not_asked_for(tmp_path: Path, synced: list[str]) -> None:
     storage = LocalStorage(QUICK)
     storage.write(f"{tmp_path}/a/f", [b"x"])
