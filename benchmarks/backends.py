@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ SERVERS = {
     "sftp": kinds.start_sftp,
     "ftp": kinds.start_ftp,
 }
+CLIENTS = ("fsspec", "s3fs", "gcsfs", "adlfs", "paramiko")
 SIDES = ("ocdbt_py", "TensorStore", "copy")
 AT_ONCE = 100
 PART = "ocdbt.process_0/"
@@ -166,11 +168,9 @@ def copying(server: Server, url: str, files: Path) -> dict[str, Callable[[], Any
     from fsspec.asyn import AsyncFileSystem
 
     fs, path = fsspec.core.url_to_fs(url, **server.storage_options)
-    back = files.parent / "copied back"
 
     def get() -> None:
-        shutil.rmtree(back, ignore_errors=True)
-        fs.get(path, str(back), recursive=True)
+        fs.get(path, str(copied_back(files)), recursive=True)
 
     def put() -> None:
         if isinstance(fs, AsyncFileSystem):
@@ -186,6 +186,13 @@ def copying(server: Server, url: str, files: Path) -> dict[str, Callable[[], Any
                 fs.put_file(str(files / each), f"{path}/{each}")
 
     return {"save": put, "restore": get}
+
+
+def copied_back(files: Path) -> Path:
+    """Where the copy of the files on the server goes. It is removed outside the clock: to write where a file was just
+    deleted is to get its memory, which the host need not supply.
+    """
+    return files.parent / "copied back"
 
 
 def child(side: str, operation: str, workload: Workload, server: Server, url: str, files: Path) -> None:
@@ -252,7 +259,9 @@ class Bench:
 
     def _run(self, side: str, operation: str, workload: str, url: str, files: Path) -> float:
         arguments = [side, operation, workload, str(self._megabytes), str(self._pickled), url, str(files)]
+        os.sync()  # else the disk is still busy with what the operation before has left it, of which saves leave most
         answer = run_child("benchmarks.backends", ["--child", *arguments], self._memory)
+        shutil.rmtree(copied_back(files), ignore_errors=True)
         return float(answer["seconds"])
 
     def _remove(self, url: str) -> None:
@@ -295,7 +304,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=1000, help="of the 50 large arrays together")
     parser.add_argument("--directory", help="for the servers' files (default: a temporary directory)")
-    parser.add_argument("--prime-mib", type=int, default=1024, metavar="MIB", help="touched memory to give back")
+    parser.add_argument("--prime-mib", type=int, default=1200, metavar="MIB", help="touched memory to give back")
+    parser.add_argument("--prime-small-mib", type=int, default=2200, metavar="MIB", help="the same, in small pages")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
     parser.add_argument("--child", nargs=7, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -305,7 +315,7 @@ def main() -> None:
         os.environ.update(server.environ)
         child(side, operation, workloads(int(megabytes))[workload], server, url, Path(files))
         return
-    memory = PrimedMemory(arguments.prime_mib)
+    memory = PrimedMemory(arguments.prime_mib, arguments.prime_small_mib)
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for name in arguments.server or SERVERS:
@@ -331,7 +341,9 @@ def main() -> None:
         ["server, arrays, operation, side", "seconds, median [min..max]", "ours is faster [min..max]"],
         rows,
     )
-    write_json(arguments.json, {"benchmark": "backends", "runs": records})
+    described = machine()
+    described["packages"] |= {name: metadata.version(name) for name in CLIENTS}
+    write_json(arguments.json, {"benchmark": "backends", "machine": described, "runs": records})
 
 
 if __name__ == "__main__":
