@@ -187,7 +187,8 @@ def test_a_note_that_is_too_old_is_left_alone(
 
 
 def test_a_note_is_there_whole_or_not_at_all(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, seen = os.link, []
+    link = os.link
+    seen: list[Any] = []
 
     def look_before(*args: Any, **named: Any) -> None:
         if not seen:
