@@ -37,6 +37,10 @@ _FIRST, _WINDOW = 4 << 10, 512 << 10
 _USUAL, _LONGEST = 1 << 10, 64 << 10
 """Bytes of an entry that is found alone, at most but for few, and at most."""
 
+_LONGEST_PATH = 4 << 10
+"""Bytes of a path in columns. Each container around a leaf is found by its own path, of which those of many nested ones
+are too long together."""
+
 _START = b'{"tree_metadata": {"'
 _END = b'}}}, "use_ocdbt": '
 _STEPS = '": {"key_metadata": ['
@@ -83,6 +87,8 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
     if not entries:
         return None
     paths, values, labels = map(list, zip(*entries, strict=True))
+    if len(max(paths, key=len)) > _LONGEST_PATH:
+        return None
     labels[-1] = data[len(_START) : data.find(b'"', len(_START))]  # behind the last entry comes none
     size = sum([len(b"".join(column)) for column in (paths, values, labels)])
     # nothing else is between the entries; and of one that comes twice JSON keeps the last

@@ -136,6 +136,11 @@ def test_a_damaged_text_is_what_json_says_or_corrupt(at: int, character: str) ->
         assert expected is None or found == expected
 
 
+def test_a_very_long_path_is_left_to_who_parses_all() -> None:
+    assert read_entries(text_of(("x",) * 1000).encode()) is not None
+    assert read_entries(text_of(("x",) * 3000, ("y",)).encode()) is None
+
+
 def text_in(data: bytes) -> UsualText | None:
     return UsualText.of(lambda start, stop: data[start:stop], len(data))
 
