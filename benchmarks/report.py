@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.dot_chart import Row, as_svg
 from benchmarks.goals import GOALS, Records, by_key
 from benchmarks.sides import SIDES
 
-__all__ = ["chart", "figures_table", "goals_table", "insert", "machine_line", "merged", "tables"]
+__all__ = ["chart", "figures_table", "goals_table", "insert", "machine_line", "merged", "render", "tables"]
 
 BEGIN, END = "<!-- tables: made by benchmarks.report -->", "<!-- end of tables -->"
 MIB = 1 << 20
@@ -201,8 +201,14 @@ def insert(text: str, made: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n\n{made}\n{END}", text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def render(
+    description: str | None,
+    merged: Callable[[Iterable[Mapping[str, Any]]], dict[str, Any]],
+    tables: Callable[[Mapping[str, Any]], str],
+    chart: Callable[[Mapping[str, Any]], str] | None = None,
+) -> None:
+    """The program of a report: of the results given it makes one document, and of that the tables and the plot."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
     parser.add_argument("results", nargs="+", metavar="RESULTS.json")
     parser.add_argument("--into", metavar="DOCUMENT.md", help="put the tables there (else they are printed)")
     arguments = parser.parse_args()
@@ -213,7 +219,12 @@ def main() -> None:
     target = Path(arguments.into)
     target.write_text(insert(target.read_text(), tables(document)))
     target.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    target.with_suffix(".svg").write_text(chart(document))
+    if chart is not None:
+        target.with_suffix(".svg").write_text(chart(document))
+
+
+def main() -> None:
+    render(__doc__, merged, tables, chart)
 
 
 if __name__ == "__main__":

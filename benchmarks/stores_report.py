@@ -1,4 +1,4 @@
-"""A page of what ``benchmarks.backends`` found: ``python -m benchmarks.stores_report RESULTS.json … [--into PAGE.md]``.
+"""What ``benchmarks.backends`` found: ``python -m benchmarks.stores_report RESULTS.json … [--into DOCUMENT.md]``.
 
 Makes one document of several and a table of it, which with ``--into`` replaces what stands in a page between two marks;
 the document is put beside the page, under its name. Of the same measurement the last one counts.
@@ -6,15 +6,12 @@ the document is put beside the page, under its name. Of the same measurement the
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.backends import SERVERS, workloads
 from benchmarks.harness import Ratio, Times
-from benchmarks.report import insert, machine_line
+from benchmarks.report import machine_line, render
 
 __all__ = ["merged", "table"]
 
@@ -95,17 +92,7 @@ def _span(values: Sequence[float], unit: str, median: float | None = None) -> st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("results", nargs="+", metavar="RESULTS.json")
-    parser.add_argument("--into", metavar="PAGE.md", help="put the table there (else it is printed)")
-    arguments = parser.parse_args()
-    document = merged(json.loads(Path(name).read_text()) for name in arguments.results)
-    if arguments.into is None:
-        print(table(document))
-        return
-    page = Path(arguments.into)
-    page.write_text(insert(page.read_text(), table(document)))
-    page.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    render(__doc__, merged, table)
 
 
 if __name__ == "__main__":

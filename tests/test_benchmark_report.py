@@ -13,16 +13,8 @@ from benchmarks import __main__ as driver
 from benchmarks import report
 from benchmarks.dot_chart import Row, as_svg
 from benchmarks.goals import GOALS, AtMost, Faster, by_key
+from tests.measured_machine import MACHINE
 
-MACHINE = {
-    "cpu": "A chip",
-    "cores": 2,
-    "memory_gib": 8,
-    "system": "Linux 6",
-    "python": "3.11",
-    "packages": {"numpy": "2.0"},
-    "date": "2026-01-02",
-}
 ROOT = Path(__file__).parent.parent
 
 

@@ -10,16 +10,8 @@ import pytest
 
 from benchmarks import stores_report
 from benchmarks.report import insert
+from tests.measured_machine import MACHINE
 
-MACHINE = {
-    "cpu": "A chip",
-    "cores": 2,
-    "memory_gib": 8,
-    "system": "Linux 6",
-    "python": "3.11",
-    "packages": {"fsspec": "1"},
-    "date": "2026-01-02",
-}
 DOCS = Path(__file__).parent.parent / "docs"
 
 

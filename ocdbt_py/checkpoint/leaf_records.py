@@ -14,12 +14,10 @@ from typing import Any, NamedTuple, overload
 from ocdbt_py.checkpoint.flatten import ABSENT, Key, KeyKind, Path, container
 from ocdbt_py.errors import CorruptDataError
 
-__all__ = ["INDEX", "STEP", "LeafColumns", "LeafRecord", "value_types"]
+__all__ = ["INDEX", "PATH", "STEP", "LeafColumns", "LeafRecord", "value_types"]
 
-STEP, INDEX = "\0", "\1"
-"""Between the steps of a path that is a text, and behind a step that is an index."""
-
-_PATH = "\2"
+STEP, INDEX, PATH = "\0", "\1", "\2"
+"""Between the steps of a path that is a text, behind a step that is an index, and between paths."""
 
 
 class LeafRecord(NamedTuple):
@@ -41,7 +39,7 @@ class LeafColumns(Sequence[LeafRecord]):
     @property
     def names(self) -> list[str]:
         """The names that the paths make; see :func:`ocdbt_py.checkpoint.names.leaf_name`."""
-        return _PATH.join(self._texts).replace(INDEX, "").replace(STEP, ".").split(_PATH)
+        return PATH.join(self._texts).replace(INDEX, "").replace(STEP, ".").split(PATH)
 
     @cached_property
     def _paths(self) -> list[Path]:

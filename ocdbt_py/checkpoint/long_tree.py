@@ -13,7 +13,7 @@ from ocdbt_py.checkpoint.array_source import open_arrays
 from ocdbt_py.checkpoint.collecting import collector_paused
 from ocdbt_py.checkpoint.layout import Kind, Layout, holds_database
 from ocdbt_py.checkpoint.metadata import AGGREGATE, METADATA, decode_tree_metadata, find_leaf_metadata
-from ocdbt_py.checkpoint.stored import StoredTree, check_distinct, read_present
+from ocdbt_py.checkpoint.stored import StoredTree, check_distinct, gone, read_present
 from ocdbt_py.checkpoint.tree_text import Part, UsualText
 from ocdbt_py.errors import CorruptDataError, NotFoundError, PathNotFoundError
 from ocdbt_py.storage.location import Place
@@ -81,7 +81,7 @@ def _parts(place: Place) -> tuple[Part, int]:
         try:
             found = place.storage.read(f"{place.path}/{METADATA}", start, stop)
         except NotFoundError:
-            raise PathNotFoundError(f"{METADATA} of {place.url} is gone", url=place.url) from None
+            raise gone(place, METADATA) from None
         assert isinstance(found, Read)
         return found
 

@@ -20,7 +20,7 @@ from binascii import b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
-from typing import Any, NamedTuple
+from typing import Any
 
 from ocdbt_py.checkpoint.flatten import Key, Path
 from ocdbt_py.checkpoint.leaf_records import LeafRecord
@@ -38,7 +38,6 @@ __all__ = [
     "PYTREE_HANDLER",
     "SHARDING",
     "STRINGS",
-    "ArrayRecord",
     "CheckpointMetadata",
     "LeafRecord",
     "TreeMetadata",
@@ -112,15 +111,6 @@ class CheckpointMetadata:
     init_time_ns: int | None = None
     commit_time_ns: int | None = None
     custom_metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class ArrayRecord(NamedTuple):
-    """One entry of ``array_metadatas/process_N``: a leaf that was a JAX array."""
-
-    name: str
-    write_shape: tuple[int, ...]
-    chunk_shape: tuple[int, ...]
-    random_key_impl: str | None = None
 
 
 # --- writing
@@ -206,7 +196,9 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def encode_array_metadatas(arrays: Iterable[tuple[str, tuple[int, ...], tuple[int, ...], str | None]]) -> bytes:
-    """``array_metadatas/process_N`` of the leaves that were JAX arrays, each as :class:`ArrayRecord` is."""
+    """``array_metadatas/process_N`` of the leaves that were JAX arrays: name, shape that one writer writes at a time,
+    shape of a chunk, and which random generator it is a key of, if it is one.
+    """
     tails: dict[tuple[Any, ...], str] = {}
     entries = []
     for name, write_shape, chunk_shape, random_key_impl in arrays:

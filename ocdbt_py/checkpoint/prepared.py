@@ -220,9 +220,9 @@ class Prepared:
         """Whether any leaf is one, so that there is a database."""
         return any(array is not None for array in self.arrays)
 
-    def _writes(self, array: NDArray[Any] | Sharded | None) -> bool:
+    def _writes(self, array: NDArray[Any] | Sharded) -> bool:
         """Whether this process writes something of it."""
-        return array is not None and (self.index == 0 or (isinstance(array, Sharded) and array.is_spread))
+        return self.index == 0 or (isinstance(array, Sharded) and array.is_spread)
 
     @property
     def nbytes(self) -> int:
@@ -269,7 +269,7 @@ class Prepared:
             form = forms.get(id(spec))
             if form is None:
                 form = forms[id(spec)] = _Form(spec)
-            base = f"{name}/".encode() if name else b""
+            base = array_key(name, "")
             form.documents.append(base + form.document_file)
             if form.is_plain and array.flags.c_contiguous and array.dtype.isnative:
                 keys.append(base + form.chunk_file)

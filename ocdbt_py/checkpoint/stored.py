@@ -431,8 +431,13 @@ def read_present(place: Place, name: str) -> bytes:
     """A file that was listed."""
     data = read_file(place, name)
     if data is None:
-        raise PathNotFoundError(f"{name} of {place.url} is gone", url=place.url)
+        raise gone(place, name)
     return data
+
+
+def gone(place: Place, name: str) -> PathNotFoundError:
+    """Of a file that was listed."""
+    return PathNotFoundError(f"{name} of {place.url} is gone", url=place.url)
 
 
 def check_distinct(names: Sequence[str], path: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ocdbt_py.checkpoint.flatten import Key, KeyKind
-from ocdbt_py.checkpoint.leaf_records import INDEX, STEP, LeafColumns
+from ocdbt_py.checkpoint.leaf_records import INDEX, PATH, STEP, LeafColumns
 
 __all__ = ["Part", "UsualText", "as_key", "read_entries"]
 
@@ -58,7 +58,7 @@ _ENTRY = re.compile(
 _NEXT = b', "'
 _FIXED = len(b'": {"key_metadata": [{"key": "", "key_type": 2}], "value_metadata": }' + _NEXT)
 
-_STEP, _INDEX, _PATH = STEP.encode(), INDEX.encode(), b"\2"
+_STEP, _INDEX, _PATH = STEP.encode(), INDEX.encode(), PATH.encode()
 
 _KINDS = {kind.value: kind for kind in KeyKind}
 
@@ -99,7 +99,7 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
         return None  # an empty key at the top is not told from the top itself
     kinds = _ValueTypes()
     try:
-        return LeafColumns(text[1:].decode().split(_PATH.decode()), list(map(kinds.__getitem__, values))), rest
+        return LeafColumns(text[1:].decode().split(PATH), list(map(kinds.__getitem__, values))), rest
     except (TypeError, KeyError, ValueError, RecursionError):
         return None
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, flatten
 from ocdbt_py.checkpoint.metadata import (
-    ArrayRecord,
     LeafRecord,
     ValueType,
     check_custom_metadata,
@@ -199,7 +198,7 @@ def test_shardings_of_other_types_are_corrupt(document: Any) -> None:
 
 
 def test_array_metadatas_are_what_json_dumps_would_give() -> None:
-    arrays = [ArrayRecord("a.w", (2, 3), (2, 1)), ArrayRecord('"k"', (2,), (2,), "threefry2x32")]
+    arrays = [("a.w", (2, 3), (2, 1), None), ('"k"', (2,), (2,), "threefry2x32")]
     expected = {
         "array_metadatas": [
             {
