@@ -8,6 +8,7 @@ NumPy, which all of them need, is a row of its own.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,9 @@ def seconds(statement: str) -> float:
     script = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
     # a clone need not be installed; -P keeps the folder of the benchmarks off the path
     paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'backends')!r}]; "
-    done = subprocess.run([sys.executable, "-P", "-c", paths + script], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # what is installed has been compiled
+    command = [sys.executable, "-P", "-c", paths + script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout.split()[-1])
 
 

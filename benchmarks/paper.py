@@ -31,7 +31,7 @@ SHARDS = 4
 ORBAX = ("orbax-zarr3", "orbax-zarr3-raw")
 BEGINNING = ("ocdbt_py", "ocdbt_py-mapped", *ORBAX, "dcp")
 TOGETHER = ("ocdbt_py", *ORBAX, "dcp")
-ALONE = (*BEGINNING, "torch.save", "safetensors-torch")
+ALONE = (*BEGINNING, "torch.save", "safetensors-torch", "raw-files")
 
 OPERATIONS = {
     "alone": (
@@ -62,11 +62,12 @@ def main() -> None:
     parser.add_argument("--dcp-threads", type=int, default=2, help="that write; the paper's configurations say 16")
     parser.add_argument("--directory", help="where to save (default: a temporary directory)")
     parser.add_argument("--prime-mib", type=int, default=2048, metavar="MIB", help="touched memory to give back")
+    parser.add_argument("--prime-small-mib", type=int, default=3072, metavar="MIB", help="the same, in small pages")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
     arguments = parser.parse_args()
     model, rounds = (QUICK, 1) if arguments.quick else (arguments.model, arguments.rounds)
     durable = not arguments.no_fsync
-    memory = PrimedMemory(arguments.prime_mib)
+    memory = PrimedMemory(arguments.prime_mib, arguments.prime_small_mib)
     workload = "paper" if durable else "paper-nosync"
     figures: Figures = {}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:

@@ -26,7 +26,7 @@ from benchmarks.states import STATES
 FILES = ("safetensors", "npz", "pickle")
 TORCH = ("dcp", "torch.save")
 OURS = ("ocdbt_py", "ocdbt_py-numpy")
-PEERS = ("tensorstore", *TORCH, *FILES)
+PEERS = ("tensorstore", *TORCH, *FILES, "raw-files")
 SMALL = (*OURS, "orbax", "orbax-numpy", *PEERS)
 LARGE = (*OURS, "ocdbt_py-zstd", "orbax", "orbax-raw", *PEERS)
 FEW = ("ocdbt_py-numpy", "ocdbt_py-zstd", "orbax", "orbax-raw", "tensorstore", "safetensors")
@@ -85,11 +85,12 @@ def main() -> None:
     parser.add_argument("--no-warm-up", action="store_true", help="leave out the round that does not count")
     parser.add_argument("--directory", help="where to save (default: a temporary directory)")
     parser.add_argument("--prime-mib", type=int, default=2048, metavar="MIB", help="touched memory to give back")
+    parser.add_argument("--prime-small-mib", type=int, default=3072, metavar="MIB", help="the same, in small pages")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
     arguments = parser.parse_args()
     figures: Figures = {}
     found = []
-    memory = PrimedMemory(arguments.prime_mib)
+    memory = PrimedMemory(arguments.prime_mib, arguments.prime_small_mib)
     for name in arguments.workload or (QUICK if arguments.quick else FULL):
         workload = WORKLOADS[name]
         sides = [side for side in arguments.side or workload.sides if not (arguments.quick and side in SLOW)]

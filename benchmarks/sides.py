@@ -86,6 +86,7 @@ SIDES = {
     "safetensors": Kind("safetensors", "numpy_sides", "safetensors", ("safetensors",)),
     "npz": Kind("npz", "numpy_sides", "npz"),
     "pickle": Kind("pickle", "numpy_sides", "pickle"),
+    "raw-files": Kind("raw files and checksums", "numpy_sides", "raw_files"),
 }
 
 

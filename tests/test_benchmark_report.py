@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_the_pass_over_the_data_counts_on_both_sides() -> None:
     verdict = goal.judge(by_key(FIGURES["runs"]))
     assert verdict is not None
     assert (verdict.found, verdict.is_reached) == ("6×", True)
+
+
+def test_beside_a_goal_stands_what_raw_files_would_reach() -> None:
+    records = by_key([*FIGURES["runs"], run("f32", "save", "raw-files", [0.5, 0.5, 1.0])])
+    goal = Faster("g", "t", ("f32", "save", "ocdbt_py"), ("f32", "save", "orbax"), 2.0)
+    verdicts = [goal.judge(records), replace(goal, has_floor=True).judge(records)]
+    assert [verdict.possible for verdict in verdicts if verdict is not None] == ["", "8×"]
 
 
 def test_a_goal_whose_figures_are_missing_is_not_judged() -> None:

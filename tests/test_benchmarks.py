@@ -132,7 +132,7 @@ def test_every_side_that_a_benchmark_names_exists() -> None:
     assert named == set(SIDES)
 
 
-@pytest.mark.parametrize("side", ["ocdbt_py-numpy", "ocdbt_py-mapped", "tensorstore", "npz", "pickle"])
+@pytest.mark.parametrize("side", ["ocdbt_py-numpy", "ocdbt_py-mapped", "tensorstore", "npz", "pickle", "raw-files"])
 @pytest.mark.parametrize("state", ["small-3-float32", "llama8b-1/4096"])
 def test_a_side_loads_what_it_saved(tmp_path: Path, side: str, state: str) -> None:
     path = str(tmp_path / "state")
