@@ -1,9 +1,10 @@
 """Values on their way to storage, in batches and in several threads: encoded, checksummed and written by one of them.
 
-A batch is handed to whichever thread is free. That encodes what has to be, computes the checksums while the bytes are
-near, and writes them into a data file of its own: a filesystem lets one writer at a time into a file. When no batch is
-left, it waits for the disk, and so all files are waited for together. Where files are put in the background anyway
-(``Capabilities.parallel``), all threads append to the same ones.
+A batch is handed to whichever thread is free, the largest that waits before the others: were it the last, one thread
+would write it while the others had nothing to do. That thread encodes what has to be, computes the checksums while the
+bytes are near, and writes them into a data file of its own: a filesystem lets one writer at a time into a file. When no
+batch is left, it waits for the disk, and so all files are waited for together. Where files are put in the background
+anyway (``Capabilities.parallel``), all threads append to the same ones.
 
 Threads begin when there is enough for them. Of a small tree all is done by the caller, in the file that the tree of
 keys goes into too.
@@ -12,10 +13,10 @@ keys goes into too.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,7 +107,8 @@ class Lanes:
         self.short: list[tuple[bytes, bytes]] = []
         """Values that turned out to be short, all of them after :meth:`placed`."""
         self._changed = threading.Condition()
-        self._batches: deque[Batch] = deque()
+        self._batches: list[tuple[int, int, Batch]] = []  # a heap, the largest batch first
+        self._received = 0
         self._busy = 0
         self._is_complete = False
         self._error: BaseException | None = None
@@ -119,10 +121,14 @@ class Lanes:
         """Have the values of a batch written. They must not change before :meth:`finish`."""
         with self._changed:
             self._raise()
-            self._batches.append(batch)
+            self._receive(batch)
             self._changed.notify()
         if len(self._threads) < self._count:
             self._begin_thread()
+
+    def _receive(self, batch: Batch) -> None:
+        heappush(self._batches, (-batch.nbytes, self._received, batch))
+        self._received += 1
 
     def _begin_thread(self) -> None:
         files = self._files if self._open_files is None else self._open_files(self._memory)
@@ -140,7 +146,7 @@ class Lanes:
         if last.nbytes and self._threads:
             self.put(last)
         elif last.nbytes:
-            self._batches.append(last)
+            self._receive(last)
         with self._changed:
             self._is_complete = True
             self._changed.notify_all()
@@ -209,7 +215,7 @@ class Lanes:
             if self._error is not None or not self._batches:
                 return None
             self._busy += 1
-            return self._batches.popleft()
+            return heappop(self._batches)[2]
 
     def _write(self, batch: Batch, files: DataFiles, encoder: Encoder) -> None:
         """Encode what is to be encoded, and write all of it."""

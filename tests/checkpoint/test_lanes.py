@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ocdbt_py.engine.data_files import DataFiles
 from ocdbt_py.errors import StorageError
 from ocdbt_py.format.checksum import crc32c
 from ocdbt_py.storage.location import Settings
-from ocdbt_py.storage.protocol import Writer
+from ocdbt_py.storage.protocol import Buffer, Writer
 
 NOISE = np.random.default_rng(3).integers(0, 255, 30 << 20, np.uint8)
 TREE: dict[str, Any] = {
@@ -126,28 +126,53 @@ def test_an_error_of_the_callback_ends_the_save(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_abort_returns_when_no_memory_is_looked_at(tmp_path: Path) -> None:
+def begun_lanes(path: Path, count: int, written: Callable[[int], object]) -> Lanes:
     storage = LocalStorage(Settings(durable=False))
 
     def files(pending_bytes: int = 1 << 20) -> DataFiles:
-        return DataFiles(storage, str(tmp_path), 0, pending_bytes=pending_bytes)
+        return DataFiles(storage, str(path), 0, pending_bytes=pending_bytes)
 
-    writing = Lanes(
+    return Lanes(
         files(),
         files,
         "d/",
         64,
-        count=2,
+        count=count,
         max_memory=1 << 20,
         checksums=True,
         longest_short=0,
-        written=lambda nbytes: None,
+        written=written,
     )
+
+
+def test_an_abort_returns_when_no_memory_is_looked_at(tmp_path: Path) -> None:
+    writing = begun_lanes(tmp_path, 2, lambda nbytes: None)
     for i in range(20):
         writing.put(Batch([b"%d" % i], [NOISE.data], len(NOISE)))
     writing.abort()
     assert not lanes()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_largest_batch_that_waits_is_written_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, all_wait = threading.Event(), threading.Event()
+
+    def when_all_wait(value: Buffer) -> int:
+        has_begun.set()
+        assert all_wait.wait(10)
+        return crc32c(value)
+
+    monkeypatch.setattr("ocdbt_py.checkpoint.lanes.crc32c", when_all_wait)
+    order: list[int] = []
+    writing = begun_lanes(tmp_path, 1, order.append)
+    for length in (1, 2, 4, 3):
+        writing.put(Batch([b"%d" % length], [NOISE[:length].data], length))
+        assert has_begun.wait(10)
+    all_wait.set()
+    writing.complete(Batch())
+    assert len(writing.placed()) == 4
+    writing.finish()
+    assert order == [1, 4, 3, 2]
 
 
 def test_a_value_in_a_lane_has_its_own_checksum(tmp_path: Path) -> None:
