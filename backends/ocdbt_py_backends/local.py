@@ -73,7 +73,7 @@ from ocdbt_py_backends.local_files import (
     stamp,
 )
 from ocdbt_py_backends.local_lock import SUFFIX, Lock
-from ocdbt_py_backends.local_notes import LeftNote, take_notes
+from ocdbt_py_backends.local_notes import LeftNote, ring_next, take_notes
 from ocdbt_py_backends.local_notes import TakenNote as LocalNote
 from ocdbt_py_backends.local_syncing import Syncing
 
@@ -440,7 +440,7 @@ class _Held:
         left = LeftNote(self._path, note)
         self._lock = lock = Lock(self._path, self._storage._settings.locking)
         try:
-            self._storage._with_parents(self._path, lambda: lock.acquire(self._timeout, left.is_done))
+            self._storage._with_parents(self._path, lambda: lock.acquire(self._timeout, left))
         except WaitTimeoutError as error:
             left.end()
             if note.taken and not note.done:
@@ -465,13 +465,18 @@ class _Held:
                 if self._begun is not None and self._lock.fd >= 0:
                     away = look_around(self._path, self._lock.fd, time.monotonic() - self._since)
                 for note in self._taken:
-                    note.close(away)
+                    note.close(away, len(self._taken))
                 if self._begun is not None:
                     self._begun.abort()
                 if away:
                     stay_away(self._path, away)
             finally:
+                was_held = self._lock.fd >= 0
                 self._lock.release()
+                for note in self._taken:
+                    note.ring()
+                if was_held:
+                    ring_next(self._path)
 
     def take_notes(self, expected: int = 0, patience: float = 0.0) -> Sequence[TakenNote]:
         with Translated(self._path):

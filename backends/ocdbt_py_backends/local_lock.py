@@ -25,8 +25,8 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from ocdbt_py.errors import StorageError, WaitTimeoutError
 
@@ -38,6 +38,8 @@ LOCKFILE_PATIENCE = 60.0
 
 _FIRST_PAUSE = 0.0002
 _LONGEST_PAUSE = 0.001
+_LISTENING = 0.003
+"""Of one who is told when it is its turn, unless those before it are another program's, or die."""
 
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
 _OFD_SETLKW = getattr(fcntl, "F_OFD_SETLKW", None)
@@ -58,14 +60,14 @@ class Lock:
         self._is_named = True
         self.fd = -1
 
-    def acquire(self, timeout: float | None = None, is_needless: Callable[[], bool] | None = None) -> None:
+    def acquire(self, timeout: float | None = None, waiting: Waiting | None = None) -> None:
         """Wait for ``timeout`` seconds, or as long as it takes; :class:`WaitTimeoutError` after that.
 
-        ``is_needless`` is asked before and after each pause of a wait in mode ``os`` that has a ``timeout``; if it says
-        so, the wait is over and nothing is held.
+        ``waiting`` is asked before and after each pause of a wait in mode ``os`` that has a ``timeout``, and pauses; if
+        it says that it is done, the wait is over and nothing is held.
         """
         if self._locking == "os":
-            self.fd = self._acquire_os(timeout, is_needless or (lambda: False))
+            self.fd = self._acquire_os(timeout, waiting or _Alone())
         elif self._locking == "lockfile":
             self.fd = self._acquire_lockfile(LOCKFILE_PATIENCE if timeout is None else timeout)
 
@@ -91,7 +93,7 @@ class Lock:
                 unlock_open_file(fd)
             os.close(fd)
 
-    def _acquire_os(self, timeout: float | None, is_needless: Callable[[], bool]) -> int:
+    def _acquire_os(self, timeout: float | None, waiting: Waiting) -> int:
         pauses = _Pauses(timeout, self._name, "another writer holds its lock")
         fd = self._open()
         while True:
@@ -101,9 +103,9 @@ class Lock:
                 else:
                     # A blocking wait could not end in time, and a thread left in one would take the lock one day.
                     while not _lock(fd, wait=False):
-                        if not is_needless():
-                            pauses.wait()
-                        if is_needless():
+                        if not waiting.is_done():
+                            pauses.wait(waiting)
+                        if waiting.is_done():
                             os.close(fd)
                             return -1
                 again = self._open()
@@ -129,10 +131,36 @@ class Lock:
             try:
                 return os.open(self._name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except FileExistsError:
-                pauses.wait()
+                pauses.wait(_Alone())
 
     def _open(self) -> int:
         return os.open(self._name, os.O_CREAT | os.O_WRONLY, 0o666)
+
+
+class Waiting(Protocol):
+    """What goes on while the lock is waited for."""
+
+    def is_done(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+
+    def wait(self, seconds: float) -> None:
+        """Until it is worth looking again, and not longer than so many seconds."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether somebody may end a wait."""
+
+
+class _Alone:
+    """A wait that nobody else knows of."""
+
+    listens = False
+
+    def is_done(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class _Pauses:
@@ -144,17 +172,12 @@ class _Pauses:
         self._message = f"Waited {timeout} seconds for {name}: {reason}"
         self._pause = _FIRST_PAUSE
 
-    def wait(self) -> None:
+    def wait(self, waiting: Waiting) -> None:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise WaitTimeoutError(self._message, kind="lock-timeout")
-        time.sleep(min(self._pause, left))
+        waiting.wait(min(_LISTENING if waiting.listens else self._pause, left))
         self._pause = min(1.1 * self._pause, _LONGEST_PAUSE)
-
-
-def lock_open_file(fd: int) -> bool:
-    """Whether this open file has the system's lock of its whole file now; nobody is waited for."""
-    return _lock(fd, wait=False)
 
 
 def _lock(fd: int, *, wait: bool) -> bool:

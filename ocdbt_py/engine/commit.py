@@ -21,7 +21,6 @@ same number, ours can never come.
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -143,8 +142,15 @@ def create(target: Target) -> Seen:
                     raise ConflictError("Another writer has just created the database", kind="condition") from error
             if time.monotonic() + pause > deadline:
                 raise
-        time.sleep(pause * random.uniform(0.5, 1.0))
+        _sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _sleep(pause: float) -> None:
+    """For half of that or more: all losers would otherwise meet again."""
+    from random import uniform
+
+    time.sleep(pause * uniform(0.5, 1.0))
 
 
 def commit(target: Target, mutations: Mutations, seen: Seen, condition: Condition | None) -> Committed:
@@ -208,10 +214,10 @@ class _Commit:
         pause = _FIRST_PAUSE
         while True:
             try:
-                note = self._note()
+                note, begun = self._note(), time.monotonic()
                 with self._target.manifests.hold(max(0.0, deadline - time.monotonic()), note) as hold:
                     if note is not None and note.done:
-                        self._target.company.was_there()
+                        self._target.company.was_there(note.company, time.monotonic() - begun)
                         return None
                     seen = self._target.manifests.load(seen)
                     if self._is_done(seen) or (note is not None and self._was_done(note, seen)):
@@ -226,7 +232,7 @@ class _Commit:
                 raise self._unknown(f"The commit may have happened, and then the storage failed ({error})") from error
             if time.monotonic() + pause > deadline:
                 return self._last_look(seen, timeout, conflict)
-            time.sleep(pause * random.uniform(0.5, 1.0))  # all losers would otherwise meet again
+            _sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _note(self) -> Note | None:

@@ -13,7 +13,6 @@ changes it.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -55,11 +54,11 @@ class Company:
 
     @property
     def patience(self) -> float:
-        return min(self.seconds / 4, _LONGEST_PATIENCE) if self.others else 0.0
+        return min(self.seconds / 2, _LONGEST_PATIENCE) if self.others else 0.0
 
-    def was_there(self) -> None:
-        """Another one has just committed ours along with its own."""
-        self.others = max(self.others, 1)
+    def was_there(self, others: int, seconds: float) -> None:
+        """Another one has just committed ours along with its own, and so many in all; we waited that long for it."""
+        self.others, self.seconds = max(others, 1), seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,9 @@ def _changes(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def _promise_of(version: VersionEntry) -> bytes:
-    digest = hashlib.blake2b(repr(version).encode(), digest_size=32).digest()
+    from hashlib import blake2b
+
+    digest = blake2b(repr(version).encode(), digest_size=32).digest()
     return _PROMISE.pack(version.generation, digest)
 
 

@@ -22,7 +22,7 @@ import enum
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Bytes to be written. A memoryview is contiguous, of format ``B``."""
@@ -55,8 +55,7 @@ ABSENT: Literal[Condition.ABSENT] = Condition.ABSENT
 UNCHANGED: Literal[Unchanged.UNCHANGED] = Unchanged.UNCHANGED
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """Part of a file, the token of the content it belongs to, and the size of the whole file in bytes."""
 
     data: bytes
@@ -64,8 +63,7 @@ class Read:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """One name of a listing: a file with its size in bytes, or a directory (path ends in ``/``) with size None."""
 
     path: str
@@ -127,6 +125,8 @@ class Note:
     taken: bool = False
     done: bool = False
     promise: bytes = b""
+    company: int = 0
+    """How many notes that holder did together."""
 
 
 class TakenNote(Protocol):

@@ -28,6 +28,7 @@ from ocdbt_py.errors import StorageError, StoragePermissionError
 from ocdbt_py.storage.location import Settings, resolve
 from ocdbt_py.testing.faulty import FaultyStorage
 from ocdbt_py_backends.local_lock import SUFFIX
+from ocdbt_py_backends.local_notes import notes_directory
 from ocdbt_py_backends.local_syncing import _Waiter
 
 # Writers are forked from a process that has imported everything and started nothing.
@@ -212,7 +213,7 @@ def test_writers_killed_while_others_commit_along_with_theirs_lose_nothing_ackno
         assert db.version.generation < 1 + sum(acknowledged.values())  # they did commit along with each other
         db["next"] = b"x"
     assert contents(directory) == {**found, b"next": b"x"}
-    assert not list(directory.rglob("*_notes*"))
+    assert not os.path.exists(notes_directory(f"{directory}/manifest.ocdbt"))
 
 
 def change_and_die(directory: Path, at: int) -> None:

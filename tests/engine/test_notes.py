@@ -220,9 +220,9 @@ def test_a_note_about_another_database_is_not_followed(place: Place) -> None:
 def test_nobody_is_waited_for_who_was_not_there_the_last_time() -> None:
     company = Company()
     assert company.patience == 0
-    company.was_there()
-    company.seconds = 0.004
-    assert company.patience == 0.001
+    company.was_there(3, 0.004)
+    assert company == Company(others=3, seconds=0.004)
+    assert company.patience == 0.002
     company.seconds = 1000
     assert company.patience < 0.01
     company.others = 0
