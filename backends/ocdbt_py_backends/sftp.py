@@ -26,7 +26,6 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from ocdbt_py.errors import (
-    AlreadyExistsError,
     ConflictError,
     CorruptDataError,
     InvalidArgumentError,
@@ -57,8 +56,10 @@ from ocdbt_py.storage.protocol import (
 )
 from ocdbt_py.storage.refusals import changed, taken, too_short
 from ocdbt_py_backends.body import Body
-from ocdbt_py_backends.sftp_connection import TRANSIENT, Connection, Make, filesystem_class, refusal
-from ocdbt_py_backends.sftp_session import FAILURE, NO_SUCH_FILE, Attributes, Lost, Refused, Session
+from ocdbt_py_backends.sftp_connection import Connection, Make, filesystem_class, quick_transport
+from ocdbt_py_backends.sftp_directories import Directories, remove
+from ocdbt_py_backends.sftp_failures import TRANSIENT, refusal
+from ocdbt_py_backends.sftp_session import FAILURE, Attributes, Lost, Refused, Session
 from ocdbt_py_backends.sightings import WHOLE_BYTES, Seen, Sightings, digest
 
 ATTEMPTS = 6
@@ -70,7 +71,6 @@ _READ_TOGETHER = 64
 _BYTES_TOGETHER = 16 << 20
 _HEAD_BYTES = 32 << 10
 _HELD_BYTES = 4 << 20
-_REMOVED_TOGETHER = 64
 _UNSTABLE_READS = 5
 _MOST_OFFSET = 1 << 63
 
@@ -99,6 +99,7 @@ class SFTPStorage:
         self._settings = settings
         self._sightings = Sightings(_SECONDS_APART)
         self._connection = Connection(make, self.describe, fs)
+        self._directories = Directories(self.describe, durable=settings.durable)
 
     @classmethod
     def from_url(cls, url: str, storage_options: Mapping[str, Any], settings: Settings) -> tuple[SFTPStorage, str]:
@@ -116,6 +117,7 @@ class SFTPStorage:
             raise InvalidArgumentError("A URL of an SFTP server names its host: sftp://host/path")
         for limit in ("timeout", "banner_timeout", "auth_timeout"):
             options.setdefault(limit, 20)
+        options.setdefault("transport_factory", quick_transport)
         return cls((filesystem_class(), (), options), settings), _path(path)
 
     @classmethod
@@ -299,7 +301,9 @@ class SFTPStorage:
         return too_short(self.describe(fetch.path), fetch.path, fetch.start, fetch.stop, size)
 
     def _list(self, directory: str, stem: str, deep: bool, followed: tuple[str, ...]) -> Iterator[Listed]:
-        for name, attributes, real in self._do(directory, lambda session: self._entries(session, directory, stem)):
+        for name, attributes, real in self._do(
+            directory, lambda session: self._directories.entries(session, directory, stem)
+        ):
             path = f"{directory}/{name}"
             if name.endswith(_TEMPORARY):
                 continue
@@ -313,30 +317,6 @@ class SFTPStorage:
             elif not any(f"{above}/".startswith(f"{real.rstrip('/')}/") for above in (directory, *followed)):
                 # else a symbolic link back to where we are
                 yield from self._list(path, "", True, (*followed, real))
-
-    def _entries(self, session: Session, directory: str, stem: str) -> Sequence[tuple[str, Attributes, str | None]]:
-        """Of one directory; links are followed, and the third is where a link to a directory leads."""
-        try:
-            found = [entry for entry in session.listing(directory or "/") if entry[0].startswith(stem)]
-        except Refused as error:
-            if error.code == NO_SUCH_FILE:
-                return []
-            attributes = session.found(directory)
-            if attributes is not None and not attributes.is_directory:
-                return []
-            raise
-        entries: list[tuple[str, Attributes, str | None]] = []
-        for name, attributes in found:
-            real = None
-            if attributes.is_link:
-                path = f"{directory}/{name}"
-                led = session.found(path)
-                if led is None:
-                    continue  # to nothing
-                attributes = led
-                real = session.real_path(path) if led.is_directory else None
-            entries.append((name, attributes, real))
-        return entries
 
     # --- writing
 
@@ -381,9 +361,9 @@ class SFTPStorage:
         if not path.strip("/"):
             raise InvalidArgumentError("The root of the filesystem is not deleted")
         if path.endswith("/"):
-            self._do(path, lambda session: self._delete_tree(session, path.rstrip("/")))
+            self._do(path, lambda session: self._directories.delete(session, path.rstrip("/")))
         else:
-            self._do(path, lambda session: _remove(session, [path]))
+            self._do(path, lambda session: remove(session, [path]))
 
     def rename(self, source: str, target: str) -> None:
         source, target = source.rstrip("/"), target.rstrip("/")
@@ -399,26 +379,10 @@ class SFTPStorage:
             if not attributes.is_directory:
                 raise StorageError(f"{self.describe(source)} is no directory", kind="not-a-directory", path=source)
             again = True
-            self._with_parents(session, target, lambda: self._move_directory(session, source, target))
+            self._directories.with_parents(session, target, lambda: self._directories.move(session, source, target))
 
         self._do(source, move)
         self._sync_names([target, source])
-
-    def _move_directory(self, session: Session, source: str, target: str) -> None:
-        try:
-            if session.can_replace:
-                session.replace(source, target)
-                return
-            there = session.found(target)
-            if there is not None and there.is_directory:
-                session.remove_directory(target)
-            session.rename(source, target)
-        except Refused as error:
-            if session.found(target) is None:
-                raise
-            raise AlreadyExistsError(
-                f"{self.describe(target)} is there and not an empty directory", path=target
-            ) from error
 
     def sync(self, paths: Iterable[str]) -> None:
         """Where the server can (OpenSSH); elsewhere at once."""
@@ -439,7 +403,9 @@ class SFTPStorage:
         if offset:
             handle = session.open_for_writing(temporary, new=False)
         else:
-            handle = self._with_parents(session, path, lambda: session.open_for_writing(temporary, new=True))
+            handle = self._directories.with_parents(
+                session, path, lambda: session.open_for_writing(temporary, new=True)
+            )
         try:
             session.write(handle, offset, body)
         except Refused as error:
@@ -467,7 +433,7 @@ class SFTPStorage:
                     raise
                 if not (before and self._same(session, temporary, path)):
                     return False
-                _remove(session, [temporary])  # the server was stopped between the two steps of its rename
+                remove(session, [temporary])  # the server was stopped between the two steps of its rename
             return True
 
         return self._settled(path, lambda: self._do(path, claim), lambda: again)
@@ -523,7 +489,7 @@ class SFTPStorage:
         if isinstance(error, StorageError) and error.kind in (*TRANSIENT, "ambiguous"):
             return  # there is no connection, or it may be the new file that still has this name
         with suppress(OcdbtError):
-            self._do(temporary, lambda session: _remove(session, [temporary]))
+            self._do(temporary, lambda session: remove(session, [temporary]))
 
     def _token(self, path: str) -> Token | None:
         try:
@@ -532,61 +498,6 @@ class SFTPStorage:
             return None
         return found.token if isinstance(found, Read) else None
 
-    def _with_parents(self, session: Session, path: str, function: Callable[[], T]) -> T:
-        """The result of ``function``, which is tried again with the directories above ``path`` made."""
-        try:
-            return function()
-        except Refused as error:
-            if error.code != NO_SUCH_FILE:
-                raise
-        self._make_directories(session, path.rpartition("/")[0])
-        return function()
-
-    def _make_directories(self, session: Session, directory: str) -> None:
-        if not directory:
-            return
-        try:
-            session.make_directory(directory)
-        except Refused as error:
-            if error.code == NO_SUCH_FILE:
-                self._make_directories(session, directory.rpartition("/")[0])
-                self._make_directories(session, directory)
-                return
-            there = session.found(directory)
-            if there is None:
-                raise refusal(error, self.describe(directory), directory) from error
-            if not there.is_directory:
-                raise StorageError(
-                    f"{self.describe(directory)} is a file, where a directory is needed",
-                    kind="not-a-directory",
-                    path=directory,
-                ) from error
-        else:
-            self._sync_directories(session, [directory.rpartition("/")[0]])
-
-    def _delete_tree(self, session: Session, directory: str) -> None:
-        try:
-            entries = list(session.listing(directory))
-        except Refused as error:
-            if error.code == NO_SUCH_FILE:
-                return
-            raise
-        for name, attributes in entries:
-            if attributes.is_directory:
-                self._delete_tree(session, f"{directory}/{name}")
-        files = iter([f"{directory}/{name}" for name, attributes in entries if not attributes.is_directory])
-        while together := list(islice(files, _REMOVED_TOGETHER)):
-            _remove(session, together)
-        try:
-            session.remove_directory(directory)
-        except Refused as error:
-            if error.code == NO_SUCH_FILE:
-                return
-            if list(session.listing(directory)):  # somebody put something there meanwhile
-                self._delete_tree(session, directory)
-                return
-            raise
-
     def _sync_files(self, session: Session, paths: Sequence[str]) -> None:
         if session.can_sync:
             session.sync(paths)
@@ -594,12 +505,7 @@ class SFTPStorage:
     def _sync_names(self, paths: Sequence[str]) -> None:
         if self._settings.durable:
             directories = list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
-            self._do(paths[0], lambda session: self._sync_directories(session, directories))
-
-    def _sync_directories(self, session: Session, directories: Sequence[str]) -> None:
-        if self._settings.durable and session.can_sync:
-            with suppress(Refused):  # a server may sync files only
-                session.sync([directory or "/" for directory in directories])
+            self._do(paths[0], lambda session: self._directories.sync(session, directories))
 
     # --- how
 
@@ -696,12 +602,6 @@ class _NewFile:
     def _demand_open(self) -> None:
         if not self._open:
             raise InvalidArgumentError("This file is closed")
-
-
-def _remove(session: Session, paths: Sequence[str]) -> None:
-    for error in session.remove(paths):
-        if error is not None and error.code != NO_SUCH_FILE:
-            raise error
 
 
 def _stamp(attributes: Attributes) -> tuple[int | None, int | None]:

@@ -1,7 +1,4 @@
-"""The connection to an SFTP server: made by fsspec's ``sftp`` filesystem, shared by threads, left alone by forks.
-
-What a failure to connect means is said here too, and so is what a server means by refusing.
-"""
+"""The connection to an SFTP server: made by fsspec's ``sftp`` filesystem, shared by threads, left alone by forks."""
 
 from __future__ import annotations
 
@@ -13,27 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
-from ocdbt_py.errors import OcdbtError, PathNotFoundError, StorageError, StoragePermissionError, UnsupportedError
-from ocdbt_py_backends.sftp_session import (
-    BAD_MESSAGE,
-    NO_SUCH_FILE,
-    OP_UNSUPPORTED,
-    PERMISSION_DENIED,
-    Lost,
-    Refused,
-    Session,
-)
+from ocdbt_py.errors import StorageError, UnsupportedError
+from ocdbt_py_backends.sftp_failures import connection_failure
+from ocdbt_py_backends.sftp_session import Lost, Session
 
-__all__ = ["PATIENCE", "SESSIONS", "TRANSIENT", "Connection", "Make", "filesystem_class", "refusal"]
+__all__ = ["PATIENCE", "SESSIONS", "Connection", "Make", "filesystem_class", "quick_transport"]
 
 SESSIONS = 4
 """At most so many conversations over one connection; OpenSSH allows 10."""
 
 PATIENCE = 60.0
 """Seconds for which one answer is waited for."""
-
-TRANSIENT = frozenset({"unreachable", "interrupted", "timeout"})
-"""Kinds of :class:`StorageError` after which another connection may do it."""
 
 Make: TypeAlias = tuple[type[Any], tuple[Any, ...], dict[str, Any]]
 """A filesystem to be made: its class, arguments and options."""
@@ -107,12 +94,12 @@ class Connection:
             if self._sessions:
                 self._most = len(self._sessions)
                 return None
-            raise _connection_failure(error, self._describe(path), path) from error
+            raise connection_failure(error, self._describe(path), path) from error
         except Lost:
             raise
         except Exception as error:
             self._disconnect()
-            raise _connection_failure(error, self._describe(path), path) from error
+            raise connection_failure(error, self._describe(path), path) from error
 
     def _transport(self) -> Any:
         transport = None if self._fs is None else self._fs.client.get_transport()
@@ -121,6 +108,7 @@ class Connection:
             cls, args, options = self._make
             self._fs = cls(*args, **{**options, "skip_instance_cache": True})
             transport = self._fs.client.get_transport()
+        _send_at_once(transport.sock)
         return transport
 
     def _drop(self, session: Session) -> None:
@@ -149,62 +137,34 @@ _of_parents: list[Connection] = []
 """Never collected: paramiko would say goodbye then."""
 
 
+def quick_transport(sock: Any, **options: Any) -> Any:
+    """For paramiko's ``transport_factory``: of the ciphers that it offers, those first that seal a packet in one pass.
+
+    paramiko prefers AES-CTR, where each packet costs a digest of its own as well. The rest of their order stays, and
+    ``disabled_algorithms`` holds as ever.
+    """
+    import paramiko
+
+    transport = paramiko.Transport(sock, **options)
+    offered = transport.get_security_options()
+    offered.ciphers = sorted(offered.ciphers, key=lambda name: "-gcm" not in name)
+    return transport
+
+
+def _send_at_once(sock: Any) -> None:
+    """Have the system hold back no small packet until the one before is acknowledged, as it does by default.
+
+    What a session sends is small: questions, and word that there is room for more answers. A server that waits for it
+    sends nothing that could carry the acknowledgement, which then comes after a time of its own, 40 ms or more.
+    """
+    if isinstance(sock, socket.socket):  # else it leads through another program or host
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def filesystem_class() -> Any:
     try:
         from fsspec.implementations.sftp import SFTPFileSystem
     except ImportError as error:
         raise UnsupportedError('sftp:// needs the package paramiko: pip install "ocdbt-py[sftp]"') from error
     return SFTPFileSystem
-
-
-def _connection_failure(error: Exception, shown: str, path: str) -> StorageError:
-    """What an exception of paramiko or the network means, while a connection comes about."""
-    import paramiko
-
-    match error:
-        case paramiko.BadHostKeyException():
-            message, kind = "the server's key is not the one that is known for this host; check both", "host-key"
-        case paramiko.AuthenticationException() if "EOF" in str(error) or "timeout" in str(error):
-            message, kind = "the connection broke while logging in", "interrupted"
-        case paramiko.AuthenticationException():
-            message, kind = "the credentials were refused; check user name, key and password", "credentials"
-        case TimeoutError():
-            message, kind = "no answer in time; check host, port and network", "timeout"
-        case socket.gaierror():
-            message, kind = "the host name is not known; check it", "unreachable"
-        case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError() | EOFError():
-            message, kind = "the connection broke while it came about", "interrupted"
-        case FileNotFoundError():
-            message, kind = "the file with the key is not there; check key_filename", "credentials"
-        case OSError():
-            message, kind = "no connection; check host, port and network", "unreachable"
-        case paramiko.SSHException() if "known_hosts" in str(error):
-            message, kind = "the server's key is not known, and is to be; add it to known_hosts", "host-key"
-        case paramiko.SSHException() if "authentication methods" in str(error):
-            message, kind = "no credentials were given or found; give a key or a password", "credentials"
-        case paramiko.ChannelException():
-            message, kind = "the server allows no sessions; check that it serves SFTP", "storage"
-        case paramiko.SSHException():
-            message, kind = "the connection broke while it came about", "interrupted"
-        case _:
-            message, kind = f"no connection ({type(error).__name__})", "storage"
-    return StorageError(f"{shown}: {message}", kind=kind, path=path)
-
-
-def refusal(error: Refused, shown: str, path: str) -> OcdbtError:
-    """What a server's answer means; ``shown`` is how messages call ``path``."""
-    match error.code:
-        case code if code == NO_SUCH_FILE:
-            return PathNotFoundError(f"There is no {shown}", path=path)
-        case code if code == PERMISSION_DENIED:
-            return StoragePermissionError(
-                f"{shown}: the server permits this account no such access; check owner and mode", path=path
-            )
-        case code if code == BAD_MESSAGE:
-            return StorageError(f"{shown}: the server takes no such name or request; is it too long?", path=path)
-        case code if code == OP_UNSUPPORTED:
-            return UnsupportedError(f"{shown}: the server has no such operation", path=path)
-        case _:
-            return StorageError(
-                f"{shown}: the server failed and gives no reason (status {error.code}); its log may", path=path
-            )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import paramiko
 import pytest
 
 import ocdbt_py
@@ -248,6 +250,32 @@ def test_a_write_that_happened_and_may_not_survive_says_so(place: Place, monkeyp
         storage.write(f"{root}/f", [b"x"], ABSENT)
     assert caught.value.kind == "not-durable"
     assert content(storage, f"{root}/f") == b"x"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_small_packets_do_not_wait_for_acknowledgements(sftp_server: Server, given: bool) -> None:
+    url = sftp_server.url()
+    if given:
+        found = resolve(str(sftp_server.local(url)), fs=filesystem(sftp_server))
+    else:
+        found = resolve(url, storage_options=dict(sftp_server.storage_options))
+    assert isinstance(found.storage, SFTPStorage)
+    put(found.storage, f"{found.path}/f", b"x")
+    sock = found.storage._connection._fs.client.get_transport().sock
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_ciphers_of_one_pass_are_preferred_and_may_be_disabled(sftp_server: Server, disabled: bool) -> None:
+    options = dict(sftp_server.storage_options)
+    if disabled:
+        one_pass = [name for name in paramiko.Transport._preferred_ciphers if "-gcm" in name]
+        options["disabled_algorithms"] = {"ciphers": one_pass}
+    found = resolve(sftp_server.url(), storage_options=options)
+    assert isinstance(found.storage, SFTPStorage)
+    put(found.storage, f"{found.path}/f", b"x")
+    transport = found.storage._connection._fs.client.get_transport()
+    assert ("-gcm" in transport.remote_cipher) is not disabled
 
 
 def test_more_threads_than_sessions_share_them(place: Place) -> None:
