@@ -34,6 +34,8 @@ def end(server: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     # An interrupt at the terminal is for the test run, which lets go of the pipe when it is done with the server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So is a signal to its process group, as "timeout" sends it. No SIG_IGN here, which the server would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
 
     def wait_for_the_end() -> None:
