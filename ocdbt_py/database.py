@@ -9,22 +9,19 @@ out as one version.
 from __future__ import annotations
 
 import enum
-import random
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ocdbt_py.copying import copied, relative_base
 from ocdbt_py.database_reading import Readable, Run
-from ocdbt_py.engine.commit import Condition, Sources
 from ocdbt_py.engine.engine import Engine
 from ocdbt_py.engine.entries import Entry, Version, generation_of, parse_version
 from ocdbt_py.engine.mutations import KeyRange, Mutations, Staged
-from ocdbt_py.engine.options import UNSET, Config, WriteOptions
+from ocdbt_py.engine.options import ANY_CONFIG, UNSET, USUAL_OPTIONS, Config, WriteOptions
 from ocdbt_py.engine.tree import Found, Tree
 from ocdbt_py.errors import (
     AlreadyExistsError,
@@ -40,9 +37,11 @@ from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.keys_and_values import Key, encoded_key, full_pairs, value_buffer
 from ocdbt_py.storage.location import Place, Settings, resolve
-from ocdbt_py.storage.probing import prove_conditions
 from ocdbt_py.storage.protocol import Buffer
-from ocdbt_py.transaction import Transaction
+
+if TYPE_CHECKING:
+    from ocdbt_py.engine.commit import Condition, Sources
+    from ocdbt_py.transaction import Transaction
 
 __all__ = ["MISSING", "Config", "Database", "Entry", "Version", "WriteOptions", "open"]
 
@@ -88,7 +87,7 @@ def open(
     Raises :class:`NotFoundError`, :class:`AlreadyExistsError` (mode ``"x"``), :class:`ConfigMismatchError`,
     :class:`UnsupportedError` where the storage cannot be written safely, :class:`CorruptDataError`.
     """
-    options = write_options or WriteOptions()
+    options = write_options or USUAL_OPTIONS
     settings = Settings(durable=durable, locking=options.locking)
     place = resolve(url, storage_options=storage_options, fs=fs, settings=settings)
     return open_place(
@@ -135,15 +134,15 @@ def open_place(
                 f"The storage of {place.url} cannot arbitrate between writers, so one could lose the other's commit; "
                 "if nobody else writes this database, say single_writer=True"
             )
-    options = write_options or WriteOptions()
+    options = write_options or USUAL_OPTIONS
     engine = Engine(
         place.storage,
         place.path,
-        constraints=config or Config(),
+        constraints=config or ANY_CONFIG,
         options=options,
         max_staleness=max_staleness,
         cache_bytes=cache_bytes,
-        sources=sources or Sources(),
+        sources=sources,
     )
     _enter(engine, place, mode, options, probe=options.probe and capabilities.conditions_unproven and not single_writer)
     if mode != "r" and not (capabilities.cas or single_writer):
@@ -171,6 +170,8 @@ def _enter(engine: Engine, place: Place, mode: Mode, options: WriteOptions, *, p
     if not exists and mode in ("r", "r+"):
         raise _nothing_at(place)
     if probe and mode != "r":
+        from ocdbt_py.storage.probing import prove_conditions
+
         prove_conditions(place.storage, place.path)
     if exists or options.assume_config:
         return
@@ -238,7 +239,7 @@ class Database(Readable, MutableMapping[bytes, bytes]):
             return sum(map(len, self._batches(b"")))
         return self._tree().version.num_keys
 
-    def _find(self, keys: list[bytes]) -> list[Found]:
+    def _find(self, keys: list[bytes]) -> Sequence[Found]:
         return self._tree().lookup_many(keys)
 
     def _runs(self, inside: KeyRange) -> Iterator[Run]:
@@ -348,11 +349,15 @@ class Database(Readable, MutableMapping[bytes, bytes]):
 
         :class:`ConflictError` at the commit names what others changed of what it had read; :meth:`run` starts over.
         """
+        from ocdbt_py.transaction import Transaction
+
         self._check_writable()
         return Transaction(self._tree(), self._prefix, self._url, self._commit, self._copy)
 
     def run(self, work: Callable[[Transaction], T], timeout: float = 60) -> T:
         """Call ``work`` with a transaction and commit it; start over on conflict, for ``timeout`` seconds."""
+        from random import uniform
+
         deadline = time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while True:
@@ -363,7 +368,7 @@ class Database(Readable, MutableMapping[bytes, bytes]):
             except ConflictError:
                 if time.monotonic() + pause > deadline:
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.0))
+            time.sleep(pause * uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def copy_from(self, other: Database, prefix: Key = b"", to: Key = b"") -> None:
@@ -380,6 +385,8 @@ class Database(Readable, MutableMapping[bytes, bytes]):
 
     def _copy(self, mutations: Mutations, other: Database, prefix: Key, to: Key) -> None:
         """Stage what :meth:`copy_from` puts."""
+        from ocdbt_py.copying import copied, relative_base
+
         reach = relative_base(self._place, other._place)
         cut, target = len(other._full(prefix)), self._full(to)
         for run in other._runs(KeyRange.of_prefix(other._full(prefix))):

@@ -65,7 +65,7 @@ class Readable(Mapping[bytes, bytes]):
         self._url = url
 
     @abstractmethod
-    def _find(self, keys: list[bytes]) -> list[Found]:
+    def _find(self, keys: list[bytes]) -> Sequence[Found]:
         """What stands at each full key, all of one version."""
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Readable(Mapping[bytes, bytes]):
 
     # --- many keys
 
-    def find(self, keys: Sequence[Key]) -> list[Found]:
+    def find(self, keys: Sequence[Key]) -> Sequence[Found]:
         """What stands at each key, all of one version: an inline value, or where an out-of-line one lies, or None."""
         is_full = not self._prefix and set(map(type, keys)) <= {bytes}
         return self._find(list(keys) if is_full else [self._full(key) for key in keys])  # type: ignore[arg-type]

@@ -46,8 +46,9 @@ MAX_DEPTH = 10_000
 """Deeper than this a tree is taken to contain itself."""
 
 
-_Node = tuple[int, Callable[[list[Any]], Any]]
-"""A container with children: how many, and what makes it again from a list of them."""
+_Node = tuple[int, Callable[[Any], Any], Sequence[Any] | None]
+"""A container with children: how many, and what makes it again, from a list of them; or from pairs, of these keys and
+the children, where there are keys."""
 
 
 class Flat(Generic[T]):
@@ -66,11 +67,11 @@ class Flat(Generic[T]):
             if node is None:
                 made.append(next(source))
             else:
-                size, make = node
+                size, make, names = node
                 children = made[-size:]
                 children.reverse()
                 del made[-size:]
-                made.append(make(children))
+                made.append(make(children if names is None else zip(names, children, strict=True)))
         return made[0]
 
 
@@ -101,9 +102,16 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Flat[Any
             if len(around) > MAX_DEPTH:
                 shown = ".".join([key.name for key in above[:4]])
                 raise InvalidArgumentError(f"The tree is nested more than {MAX_DEPTH} deep below {shown!r}: a cycle?")
-            steps, below, make = opened
-            shape.append((len(below), make))
-            around.append((above + step, zip(steps, below, strict=True)))
+            steps, below, make, names = opened
+            shape.append((len(below), make, names))
+            place = above + step
+            if is_leaf is None and leaf_types.issuperset(map(type, below)):  # in one go, for most children are leaves
+                for each in steps:
+                    paths.append(place + each)
+                    shape.append(None)
+                leaves += below
+                continue
+            around.append((place, zip(steps, below, strict=True)))
             break
         else:
             around.pop()
@@ -111,8 +119,8 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Flat[Any
 
 
 _NEVER_CONTAINERS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
-_Opened = tuple[Sequence[Path], Sequence[Any], Callable[[list[Any]], Any]]
-"""A container's children, each with the step to it, a path of one key; and what makes it again."""
+_Opened = tuple[Sequence[Path], Sequence[Any], Callable[[Any], Any], Sequence[Any] | None]
+"""A container's children, each with the step to it, a path of one key; and what makes it again, as in a node."""
 
 
 class _Named(dict[str, Path]):
@@ -143,15 +151,15 @@ def _open(value: Any, keys: _Keys) -> _Opened | None:
     if kind is dict:
         return _open_dict(value, sorted, dict, keys) if value else None
     if kind is list:
-        return (keys.indices(len(value)), value, _same) if value else None
+        return (keys.indices(len(value)), value, _same, None) if value else None
     if kind is tuple:
-        return (keys.indices(len(value)), value, tuple) if value else None
+        return (keys.indices(len(value)), value, tuple, None) if value else None
     registered = _open_registered(value, keys)
     if registered is not None:
         return registered if registered[1] else None
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = [keys.named[field] for field in value._fields]
-        return (fields, value, lambda children: kind(*children)) if value else None
+        return (fields, value, lambda children: kind(*children), None) if value else None
     if isinstance(value, OrderedDict):
         return _open_dict(value, list, OrderedDict, keys) if value else None
     if isinstance(value, dict):
@@ -173,7 +181,6 @@ def _same(children: list[Any]) -> Any:
 def _open_dict(
     value: Mapping[Any, Any], order: Callable[[Any], list[Any]], make: Callable[[Any], Any], keys: _Keys
 ) -> _Opened:
-    steps, children = [], []
     try:
         ordered = order(value)
     except TypeError:
@@ -182,10 +189,12 @@ def _open_dict(
             f"The keys of one dict must be sortable among themselves, but some are {' and some '.join(kinds)}: "
             f"{list(value)[:5]!r}; make them all str"
         ) from None
+    named = keys.named
+    steps, children = [], []
     for key in ordered:
-        steps.append(keys.named[key if type(key) is str else str(key)])
+        steps.append(named[key if type(key) is str else str(key)])
         children.append(value[key])
-    return steps, children, lambda children: make(zip(ordered, children, strict=True))
+    return steps, children, make, ordered
 
 
 def _open_dataclass(value: Any, keys: _Keys) -> _Opened | None:
@@ -200,7 +209,7 @@ def _open_dataclass(value: Any, keys: _Keys) -> _Opened | None:
             object.__setattr__(made, name, child)
         return made
 
-    return [keys.named[name] for name in fields], [getattr(value, name) for name in fields], make
+    return [keys.named[name] for name in fields], [getattr(value, name) for name in fields], make, None
 
 
 def _open_registered(value: Any, keys: _Keys) -> _Opened | None:
@@ -227,7 +236,7 @@ def _open_registered(value: Any, keys: _Keys) -> _Opened | None:
             "a checkpoint; register it with DictKey, GetAttrKey or SequenceKey"
         )
 
-    return [step_of(path[0]) for path, _ in children], [child for _, child in children], treedef.unflatten
+    return [step_of(path[0]) for path, _ in children], [child for _, child in children], treedef.unflatten, None
 
 
 class _Absent(enum.Enum):

@@ -6,7 +6,6 @@ string leaf may have. So is choosing leaves by name, and guessing which name was
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ _LONGEST_SUFFIX = 512
 """Room for ``/`` and a chunk's indices after the name."""
 
 # what an array adds to its name, in zarr v2 and v3
-_ARRAY_FILE = re.compile(r"\.zarray|\.zattrs|\.zgroup|zarr\.json|[0-9]+([.][0-9]+)*|c(/[0-9]+)*")
+_ARRAY_FILE = r"\.zarray|\.zattrs|\.zgroup|zarr\.json|[0-9]+([.][0-9]+)*|c(/[0-9]+)*"
 
 
 def leaf_name(path: Path) -> str:
@@ -32,11 +31,15 @@ def leaf_name(path: Path) -> str:
 
 
 def leaf_names(paths: Iterable[Path]) -> list[str]:
-    return [leaf_name(path) for path in paths]
+    return [".".join(next(zip(*path), ())) for path in paths]  # noqa: B905  (pairs; the names come first)
 
 
 def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
     """Refuse a tree whose leaves could not be told apart once stored: :class:`InvalidArgumentError` with both paths."""
+    distinct, text = set(names), "".join(names)
+    is_simple = text.isascii() and "/" not in text and "" not in distinct
+    if is_simple and len(distinct) == len(names) and len(max(names, key=len)) <= MAX_KEY_BYTES - _LONGEST_SUFFIX:
+        return  # as nearly always
     first: dict[str, int] = {}
     for i, name in enumerate(names):
         if (j := first.setdefault(name, i)) != i:
@@ -50,7 +53,7 @@ def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
     for i, name in enumerate(names):
         if "/" in name or (nameless and name):
             for owner, file in _splits(name):
-                if owner in first and _ARRAY_FILE.fullmatch(file):
+                if owner in first and re.fullmatch(_ARRAY_FILE, file):
                     raise InvalidArgumentError(
                         f"The leaf {_show(paths[i])} has the name {name!r}, which is also a file of the leaf "
                         f"{_show(paths[first[owner]])}; rename one of the keys"
@@ -142,16 +145,13 @@ def compile_selection(select: Any) -> Selection | None:
     )
 
 
-_GLOB = re.compile(
-    r"""(?P<steps>(?<=\.)\*\*(?:\.|$)|^\*\*\.)|(?P<any>\*\*+)|(?P<name>\*)|(?P<one>\?)
-      |\[(?P<not>!?)(?P<set>\]?[^\]]*)\]|(?P<text>.)""",
-    re.VERBOSE | re.DOTALL,
-)
+_GLOB = r"""(?P<steps>(?<=\.)\*\*(?:\.|$)|^\*\*\.)|(?P<any>\*\*+)|(?P<name>\*)|(?P<one>\?)
+    |\[(?P<not>!?)(?P<set>\]?[^\]]*)\]|(?P<text>.)"""
 
 
 def _glob_pattern(glob: str) -> str:
     parts = []
-    for match in _GLOB.finditer(glob):
+    for match in re.finditer(_GLOB, glob, re.VERBOSE | re.DOTALL):
         if match["steps"] is not None:
             parts.append(r"(?:.*\.)?" if match["steps"].endswith(".") else ".*")
         elif match["any"]:
@@ -170,10 +170,12 @@ def _glob_pattern(glob: str) -> str:
 
 def nearest(name: str, candidates: Sequence[str]) -> str | None:
     """The candidate that ``name`` was most probably meant to be, if any is near."""
+    from difflib import get_close_matches
+
     last = name.rpartition(".")[2]
     alike = [candidate for candidate in candidates if candidate.rpartition(".")[2] == last]
     for pool in (alike, candidates):
-        found = difflib.get_close_matches(name, pool[:_COMPARED], n=1, cutoff=0.6)
+        found = get_close_matches(name, pool[:_COMPARED], n=1, cutoff=0.6)
         if found:
             return found[0]
     return None

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdbt_py.array.rows import arrays_at, rows_alike
 from ocdbt_py.array.sharding import only_chunk
 from ocdbt_py.array.spec import ArraySpec, array_keys
 from ocdbt_py.database_reading import Readable
+from ocdbt_py.engine.found import FoundColumns
 from ocdbt_py.engine.nodes import file_path
-from ocdbt_py.engine.tree import Found
 from ocdbt_py.errors import CorruptDataError, NotFoundError
 from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.storage.location import Place
@@ -38,22 +39,22 @@ _GAP = 64
 """Bytes between two arrays that are read with them."""
 
 
-class _Placed(NamedTuple):
-    """An array of one chunk, and where that is; in the order of their places."""
-
-    file: DataFileId
-    offset: int
-    length: int
-    i: int
-    key: bytes
-
-
 class _Chunks(NamedTuple):
-    """The one chunk of each of some arrays, in columns: which array, its key, and what stands there."""
+    """The one chunk of each of some arrays, in columns."""
 
-    indices: list[int]
-    keys: list[bytes]
-    found: list[Found]
+    indices: NDArray[np.int64]
+    """Which array."""
+    keys: Sequence[bytes]
+    found: FoundColumns
+    """What stands there."""
+    specs: Sequence[ArraySpec]
+    kinds: NDArray[np.int64]
+    """Which of the specs, of which arrays alike share one."""
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of an array's only chunk, that of one which is no shard; -1 of others."""
+        sizes = [-1 if spec.sharding is not None else spec.chunk_nbytes for spec in self.specs]
+        return np.array(sizes, np.int64)[self.kinds]
 
 
 def map_arrays(
@@ -62,45 +63,32 @@ def map_arrays(
     """Those of the arrays ``names[i]`` that can be mapped; ``source`` says where below ``place`` they are."""
     files: dict[DataFileId, tuple[memoryview, NDArray[np.uint8]]] = {}
     arrays: dict[int, NDArray[Any]] = {}
-    of: DataFileId | None = None  # whose file is at hand: that of neighbours, mostly
-    mapped, content, size = memoryview(b""), np.empty(0, np.uint8), 0
-    view = np.ndarray
-    for i, key, found in zip(*_found(source, names, specs), strict=True):
-        if not isinstance(found, Location):
+    chunks = _found(source, names, specs)
+    indices, found = chunks.indices, chunks.found
+    is_as_long = found.lengths == chunks.sizes()
+    for rows in rows_alike(found.numbers, chunks.kinds):
+        file, spec = found.sources[found.numbers[rows[0]]], chunks.specs[chunks.kinds[rows[0]]]
+        if not isinstance(file, DataFileId):
             continue
-        spec = specs[i]
-        file, offset, length = found
-        if file is not of:
-            if file not in files:
-                whole = _map_file(place, file, key)
-                files[file] = whole, np.frombuffer(whole, np.uint8)
-            mapped, content = files[file]
-            of, size = file, len(mapped)
-        if length == spec.chunk_nbytes and offset + length <= size and spec.sharding is None:
-            if seen is not None:
-                seen(key, mapped[offset : offset + length])
-            arrays[i] = view(spec.shape, spec.dtype, content, offset)
-            continue
-        stored: memoryview | None = mapped[offset : offset + length]
-        reason = f"of {spec.nbytes} bytes by its metadata"
-        if seen is not None and stored is not None and len(stored) == length:
-            seen(key, stored)
-        try:
-            if stored is not None and spec.sharding is not None and len(stored) == length:
-                stored = only_chunk(stored, spec.sharding, spec.index_nbytes)
-        except ValueError as error:
-            stored, reason = mapped[:0], str(error)
-        if stored is None:
-            continue  # the shard leaves it out
-        if len(stored) != spec.nbytes:
-            raise CorruptDataError(
-                f"The chunk of array {names[i]!r}, {reason}, cannot be in the {length} bytes at {offset} in a file of "
-                f"{len(mapped)}",
-                path=found.file.path.decode("utf-8", "surrogateescape"),
-                key=key,
-                url=place.url,
+        if file not in files:
+            whole = _map_file(place, file, chunks.keys[rows[0]])
+            files[file] = whole, np.frombuffer(whole, np.uint8)
+        mapped, content = files[file]
+        offsets = found.offsets[rows]
+        is_usual = is_as_long[rows] & (offsets <= len(mapped) - spec.chunk_nbytes)
+        usual, offsets = rows[is_usual], offsets[is_usual]
+        if seen is not None:
+            for row, offset in zip(usual.tolist(), offsets.tolist(), strict=True):
+                seen(chunks.keys[row], mapped[offset : offset + spec.chunk_nbytes])
+        if len(usual):
+            arrays.update(
+                zip(indices[usual].tolist(), arrays_at(content, offsets, spec.shape, spec.dtype), strict=True)
             )
-        arrays[i] = np.frombuffer(stored, spec.dtype, spec.size).reshape(spec.shape)
+        for row in rows[~is_usual].tolist():
+            i, at = int(indices[row]), Location(file, int(found.offsets[row]), int(found.lengths[row]))
+            array = _mapped(place, mapped, names[i], spec, chunks.keys[row], at, seen)
+            if array is not None:
+                arrays[i] = array
     return arrays
 
 
@@ -110,90 +98,137 @@ def gather_arrays(
     """Those of the arrays ``names[i]`` that are small and stored as they are, as many at a time as ``budget`` bytes
     hold.
     """
+    chunks = _found(source, names, specs)
+    indices, keys, found, kinds = chunks.indices, chunks.keys, chunks.found, chunks.kinds
+    if not len(indices):
+        return
+    is_file = np.array([isinstance(each, DataFileId) for each in found.sources], np.bool_)[found.numbers]
+    is_usual = found.lengths == chunks.sizes()
     inline: dict[int, NDArray[Any]] = {}
-    placed: list[_Placed] = []
-    for i, key, found in zip(*_found(source, names, specs), strict=True):
-        spec = specs[i]
-        nbytes = spec.chunk_nbytes
-        if spec.sharding is not None or found is None:
-            continue
-        if isinstance(found, Location):
-            if found.length == nbytes <= _SMALL:
-                placed.append(_Placed(*found, i, key))
-        elif len(found) == nbytes:
+    for row in (is_usual & ~is_file).nonzero()[0].tolist():
+        data, offset, spec = found.sources[found.numbers[row]], int(found.offsets[row]), chunks.specs[kinds[row]]
+        if isinstance(data, bytes):
             if seen is not None:
-                seen(key, found)
-            inline[i] = np.ndarray(spec.shape, spec.dtype, found).copy()
+                seen(keys[row], data[offset : offset + spec.chunk_nbytes])
+            inline[int(indices[row])] = np.ndarray(spec.shape, spec.dtype, data, offset).copy()
     if inline:
         yield inline
-    placed.sort()
-    batch: list[Sequence[_Placed]] = []
+    rows = (is_usual & is_file & (found.lengths <= _SMALL)).nonzero()[0]
+    rows = rows[np.lexsort((found.offsets[rows], found.numbers[rows]))]
+    batch: list[NDArray[np.intp]] = []
     held = 0
-    for piece in _pieces(placed, specs):
-        size = piece[-1].offset + piece[-1].length - piece[0].offset
+    for start, stop in _pieces(chunks, rows):
+        piece = rows[start:stop]
+        size = int(found.offsets[piece[-1]] + found.lengths[piece[-1]] - found.offsets[piece[0]])
         if batch and held + size > budget:
-            yield _read(source, batch, specs, seen)
+            yield _read(source, batch, chunks, seen)
             batch, held = [], 0
         batch.append(piece)
         held += size
     if batch:
-        yield _read(source, batch, specs, seen)
+        yield _read(source, batch, chunks, seen)
 
 
 def _found(source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec]) -> _Chunks:
     """The chunks of those arrays that are stored as they are."""
-    numbers = list(map(id, specs.values()))
-    distinct = dict(zip(numbers, specs.values(), strict=True))  # arrays alike share one
-    files = {number: spec.chunk_key((0,) * spec.ndim) for number, spec in distinct.items() if spec.is_plain}
-    wanted: list[int] = []
+    distinct = {id(spec): spec for spec in specs.values()}
+    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
+    kinds = np.fromiter(map(numbers.__getitem__, map(id, specs.values())), np.int64, len(specs))
+    indices = np.fromiter(specs, np.int64, len(specs))
+    files = [spec.chunk_key((0,) * spec.ndim) if spec.is_plain else "" for spec in distinct.values()]
+    wanted: list[NDArray[np.intp]] = []
     keys: list[bytes] = []
-    for file in sorted(set(files.values())):
-        of_file = {number for number, each in files.items() if each == file}
-        having = [i for i, number in zip(specs, numbers, strict=True) if number in of_file]
-        wanted += having
-        keys += array_keys([names[i] for i in having], file)
-    return _Chunks(wanted, keys, source.find(keys) if keys else [])
+    for file in sorted(set(files) - {""}):
+        rows = np.array([each == file for each in files], np.bool_)[kinds].nonzero()[0]
+        wanted.append(rows)
+        keys += array_keys(list(map(names.__getitem__, indices[rows].tolist())), file)
+    rows = np.concatenate(wanted) if wanted else np.empty(0, np.intp)
+    found = source.find(keys) if keys else []
+    columns = found if isinstance(found, FoundColumns) else FoundColumns.of_each(found)
+    return _Chunks(indices[rows], keys, columns, list(distinct.values()), kinds[rows])
 
 
-def _pieces(placed: Sequence[_Placed], specs: Mapping[int, ArraySpec]) -> Iterator[Sequence[_Placed]]:
-    """Neighbours that are read together: in one file, at most a small gap between them, and none in another's bytes."""
-    begin = start = end = 0
-    of = None
-    for at, (file, offset, length, i, _) in enumerate(placed):
-        if (
-            not 0 <= offset - end <= _GAP
-            or offset + length - start > _PIECE
-            or (file is not of and file != of)
-            or (offset - start) % specs[i].dtype.alignment
-        ):
-            if at:
-                yield placed[begin:at]
-            begin, start, of = at, offset, file
-        end = offset + length
-    if placed:
-        yield placed[begin:]
+def _pieces(chunks: _Chunks, rows: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """Which of the rows are read together: neighbours in one file, at most a small gap between them, and none in
+    another's bytes.
+    """
+    offsets, numbers = chunks.found.offsets[rows], chunks.found.numbers[rows]
+    ends = offsets + chunks.found.lengths[rows]
+    alignments = np.array([spec.dtype.alignment for spec in chunks.specs], np.int64)[chunks.kinds[rows]]
+    gaps = offsets[1:] - ends[:-1]
+    bounds = ((gaps < 0) | (gaps > _GAP) | (numbers[1:] != numbers[:-1])).nonzero()[0] + 1
+    start = 0
+    for end in [*bounds.tolist(), len(rows)]:
+        while start < end:
+            stop = end
+            if start + 1 < end:
+                first = offsets[start]
+                stop = start + max(1, int(np.searchsorted(ends[start:end], first + _PIECE, "right")))
+                astray = ((offsets[start:stop] - first) % alignments[start:stop]).nonzero()[0]
+                stop = start + int(astray[0]) if len(astray) else stop
+            yield start, stop
+            start = stop
 
 
 def _read(
-    source: Readable, pieces: Sequence[Sequence[_Placed]], specs: Mapping[int, ArraySpec], seen: Seen | None
+    source: Readable, pieces: Sequence[NDArray[np.intp]], chunks: _Chunks, seen: Seen | None
 ) -> dict[int, NDArray[Any]]:
+    found = chunks.found
     memories = []
     fillings = []
     for piece in pieces:
         first, last = piece[0], piece[-1]
-        memory = np.empty(last.offset + last.length - first.offset, np.uint8)
+        file, start = found.sources[found.numbers[first]], int(found.offsets[first])
+        assert isinstance(file, DataFileId)
+        memory = np.empty(int(found.offsets[last] + found.lengths[last]) - start, np.uint8)
         memories.append(memory)
-        fillings.append((last.key, Location(first.file, first.offset, len(memory)), memory.data))
+        fillings.append((chunks.keys[last], Location(file, start, len(memory)), memory.data))
     source.fill(fillings)
     arrays: dict[int, NDArray[Any]] = {}
-    for piece, memory in zip(pieces, memories, strict=True):
-        start = piece[0].offset
-        for _, offset, length, i, key in piece:
-            spec = specs[i]
-            if seen is not None:
-                seen(key, memory.data[offset - start : offset - start + length])
-            arrays[i] = np.ndarray(spec.shape, spec.dtype, memory, offset - start)
+    together = np.concatenate(pieces)
+    numbers = np.repeat(np.arange(len(pieces)), list(map(len, pieces)))
+    for alike in rows_alike(numbers, chunks.kinds[together]):
+        number, rows = numbers[alike[0]], together[alike]
+        memory, spec = memories[number], chunks.specs[chunks.kinds[rows[0]]]
+        offsets = found.offsets[rows] - fillings[number][1].offset
+        if seen is not None:
+            for row, offset in zip(rows.tolist(), offsets.tolist(), strict=True):
+                seen(chunks.keys[row], memory.data[offset : offset + spec.chunk_nbytes])
+        made = arrays_at(memory, offsets, spec.shape, spec.dtype)
+        arrays.update(zip(chunks.indices[rows].tolist(), made, strict=True))
     return arrays
+
+
+def _mapped(
+    place: Place,
+    mapped: memoryview,
+    name: str,
+    spec: ArraySpec,
+    key: bytes,
+    at: Location,
+    seen: Seen | None,
+) -> NDArray[Any] | None:
+    """The array of a chunk that is more than its bytes, or not of their length; None if its shard leaves it out."""
+    stored: memoryview | None = mapped[at.offset : at.offset + at.length]
+    reason = f"of {spec.nbytes} bytes by its metadata"
+    if seen is not None and stored is not None and len(stored) == at.length:
+        seen(key, stored)
+    try:
+        if stored is not None and spec.sharding is not None and len(stored) == at.length:
+            stored = only_chunk(stored, spec.sharding, spec.index_nbytes)
+    except ValueError as error:
+        stored, reason = mapped[:0], str(error)
+    if stored is None:
+        return None
+    if len(stored) != spec.nbytes:
+        raise CorruptDataError(
+            f"The chunk of array {name!r}, {reason}, cannot be in the {at.length} bytes at {at.offset} in a file of "
+            f"{len(mapped)}",
+            path=at.file.path.decode("utf-8", "surrogateescape"),
+            key=key,
+            url=place.url,
+        )
+    return np.frombuffer(stored, spec.dtype, spec.size).reshape(spec.shape)
 
 
 def _map_file(place: Place, file: DataFileId, key: bytes) -> memoryview:

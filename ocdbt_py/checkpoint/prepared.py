@@ -8,7 +8,6 @@ compressed, the first process decides that holds some of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.array.metadata import encode_metadata
-from ocdbt_py.array.spec import ArraySpec, array_key
+from ocdbt_py.array.spec import ArraySpec, array_key, array_keys
 from ocdbt_py.checkpoint.contents import Tree
 from ocdbt_py.checkpoint.encoding import WORTH_TRYING, Encoding
 from ocdbt_py.checkpoint.flatten import Path, flatten
@@ -69,6 +68,7 @@ class _Form:
 
     def __init__(self, spec: ArraySpec) -> None:
         self.first = (0,) * spec.ndim
+        self.dtype = spec.dtype
         self.document = encode_metadata(spec)
         self.document_file = spec.metadata_key.encode()
         self.chunk_file = spec.chunk_key(self.first).encode()
@@ -76,9 +76,14 @@ class _Form:
         self.is_cast = spec.dtype.kind in "iuf" and spec.dtype.isbuiltin == 1  # of others memoryviews know nothing
         self.documents: list[bytes] = []
 
-    def bytes_of(self, array: NDArray[Any]) -> memoryview:
-        """Of an array in C order."""
-        return array.data.cast("B") if self.is_cast else array.reshape(-1).view(np.uint8).data
+    def bytes_of(self, array: NDArray[Any]) -> memoryview | None:
+        """Of an array as they are stored; None where they lie otherwise."""
+        if array.dtype is not self.dtype and not array.dtype.isnative:
+            return None
+        if not self.is_cast:
+            return array.reshape(-1).view(np.uint8).data if array.flags.c_contiguous else None
+        data = array.data
+        return data.cast("B") if data.c_contiguous else None
 
 
 @dataclass(slots=True)
@@ -104,7 +109,9 @@ class Prepared:
 
     def summary(self) -> bytes:
         """What the others need to know of this process's tree."""
-        digest = hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogateescape")).hexdigest()
+        from hashlib import sha256
+
+        digest = sha256("\n".join(self.lines).encode("utf-8", "surrogateescape")).hexdigest()
         columns = zip(self.arrays, self.specs, strict=True)
         votes = "".join([self._vote(array) for array, spec in columns if array is not None and spec is None])
         return json.dumps([digest, votes]).encode()
@@ -245,8 +252,8 @@ class Prepared:
         keys: list[bytes] = []
         values: list[Buffer] = []
         nbytes = 0
-        columns = zip(self.names, self.kinds, self.arrays, self.specs, strict=True)
-        for at, (name, kind, array, spec) in enumerate(columns):
+        columns = zip(self.names, array_keys(self.names, ""), self.kinds, self.arrays, self.specs, strict=True)
+        for at, (name, base, kind, array, spec) in enumerate(columns):
             if array is None or not (is_primary or self._writes(array)):
                 continue
             assert spec is not None
@@ -269,11 +276,11 @@ class Prepared:
             form = forms.get(id(spec))
             if form is None:
                 form = forms[id(spec)] = _Form(spec)
-            base = array_key(name, "")
             form.documents.append(base + form.document_file)
-            if form.is_plain and array.flags.c_contiguous and array.dtype.isnative:
+            data = form.bytes_of(array) if form.is_plain else None
+            if data is not None:
                 keys.append(base + form.chunk_file)
-                values.append(form.bytes_of(array))
+                values.append(data)
                 nbytes += size
                 if nbytes >= BATCH_BYTES:
                     database.put_all(keys, values, nbytes)

@@ -12,20 +12,17 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdbt_py.array.chunks import Index, select
 from ocdbt_py.array.dtypes import dtype_name
-from ocdbt_py.array.lazy import LazyArray
 from ocdbt_py.array.metadata import METADATA_FILES, decode_metadata
 from ocdbt_py.array.read import ArrayRead, Missing, read_arrays
 from ocdbt_py.array.spec import ArraySpec, array_key, array_keys
 from ocdbt_py.array.values import Values
-from ocdbt_py.array.zarr3 import is_group
-from ocdbt_py.checkpoint.aggregate import decode_aggregate
 from ocdbt_py.checkpoint.array_source import ArraySource, open_arrays
 from ocdbt_py.checkpoint.checksums import Verified
 from ocdbt_py.checkpoint.collecting import collector_paused
@@ -48,11 +45,14 @@ from ocdbt_py.checkpoint.metadata import (
 )
 from ocdbt_py.checkpoint.placing import gather_arrays, map_arrays
 from ocdbt_py.checkpoint.random_keys import key_tree
-from ocdbt_py.checkpoint.views import Overlay
 from ocdbt_py.database_reading import Readable
+from ocdbt_py.engine.found import FoundColumns
 from ocdbt_py.errors import CorruptDataError, NotFoundError, OcdbtError, PathNotFoundError, UnsupportedError
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.location import Place
+
+if TYPE_CHECKING:
+    from ocdbt_py.array.lazy import LazyArray
 
 __all__ = [
     "NO_ARRAY",
@@ -149,6 +149,8 @@ class StoredTree:
         place = layout.place
         aggregate = None
         if AGGREGATE in layout.names:
+            from ocdbt_py.checkpoint.aggregate import decode_aggregate
+
             aggregate = decode_aggregate(read_present(place, AGGREGATE))
         if layout.kind is Kind.PYTREE:
             metadata = decode_tree_metadata(read_present(place, METADATA) if data is None else data)
@@ -161,7 +163,11 @@ class StoredTree:
             return cls.with_arrays(layout, metadata)
         documents = {i: ".zarray" for i, name in enumerate(metadata.names) if name in aggregate.inline}
         stored = cls.with_arrays(layout, metadata, elsewhere=aggregate.inline)
-        source = Overlay(place, aggregate.values, stored.source) if aggregate.values else stored.source
+        source = stored.source
+        if aggregate.values:
+            from ocdbt_py.checkpoint.views import Overlay
+
+            source = Overlay(place, aggregate.values, source)
         return replace(stored, source=source, documents=documents, strings=aggregate.strings)
 
     @classmethod
@@ -182,7 +188,7 @@ class StoredTree:
         if arrays is None or metadata.use_ocdbt is False:
             arrays = open_arrays(layout, metadata.use_ocdbt)
         if not arrays.is_whole:
-            metadata = replace(metadata, missing_chunks_are_fill_values=False)
+            metadata = metadata._replace(missing_chunks_are_fill_values=False)
         return cls(layout.place, metadata, metadata.names, arrays.values)
 
     @classmethod
@@ -198,6 +204,8 @@ class StoredTree:
                 files.setdefault(name, file)
         of_either = [name for name, file in files.items() if file == "zarr.json"]  # documents of groups, too
         keys = [array_key(name, "zarr.json") for name in of_either]
+        if of_either:
+            from ocdbt_py.array.zarr3 import is_group
         for name, data in zip(of_either, source.read_many(keys), strict=True):
             if is_group(data):
                 del files[name]
@@ -267,9 +275,11 @@ class StoredTree:
 
     def _documents(self, keys: Sequence[bytes]) -> Sequence[bytes]:
         """The values of these keys, each of which must be there, and not too large for what it is."""
-        found: list[Any] = self._values.find(keys)
-        if set(map(type, found)) == {bytes}:
-            return found
+        columns = self._values.find(keys)
+        inline = columns.inline() if isinstance(columns, FoundColumns) else None
+        if inline is not None:
+            return inline
+        found: list[Any] = list(columns)
         outside = [i for i, value in enumerate(found) if isinstance(value, Location)]
         for i in outside:
             if found[i].length > _LARGEST_DOCUMENT:
@@ -321,6 +331,8 @@ class StoredTree:
 
     def lazy(self, i: int, spec: ArraySpec) -> LazyArray:
         """The array leaf ``i``, read when it is indexed."""
+        from ocdbt_py.array.lazy import LazyArray
+
         return LazyArray(self._values, self.names[i], spec, missing=self.missing)
 
     def plain(self, i: int) -> Any:

@@ -51,12 +51,9 @@ _NEXT_STEP = _DICT_STEP + b', {"key": "'
 
 _ENTRY = re.compile(
     rb"""": \{"key_metadata": \[\{"key": "([^"]*)", "key_type": 2\}\], """
-    rb""""value_metadata": (\{"value_type": "[^"]*"[^}]*\})\}(?:, "([^"]*)|\Z)"""
+    rb""""value_metadata": (\{"value_type": "[^"]*"[^}]*\})\}(?:, "|\})"""
 )
-"""Behind its label, and with the label of the one that follows."""
-
-_NEXT = b', "'
-_FIXED = len(b'": {"key_metadata": [{"key": "", "key_type": 2}], "value_metadata": }' + _NEXT)
+"""All but the label, which comes before; with what follows."""
 
 _STEP, _INDEX, _PATH = STEP.encode(), INDEX.encode(), PATH.encode()
 
@@ -76,23 +73,18 @@ class _ValueTypes(dict[bytes, str]):
 
 def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
     """All entries, and the members beside ``tree_metadata``; None where the text is not of this form."""
-    rest = _members(data, data.rfind(_END)) if data.startswith(_START) and b"\\" not in data else None
-    if rest is None or np.frombuffer(data, np.uint8).min() < ord(" "):
+    if not data.startswith(_START) or b"\\" in data or np.frombuffer(data, np.uint8).min() < ord(" "):
         return None
     if _INDEX_STEP in data:
         data = data.replace(_INDEX_STEP, _INDEX + _DICT_STEP)
-    data = data.replace(_NEXT_STEP, _STEP)
-    stop = data.rfind(_END) + len(b"}}")
-    entries = _ENTRY.findall(data, len(_START), stop)
-    if not entries:
+    *pieces, end = _ENTRY.split(data.replace(_NEXT_STEP, _STEP))
+    rest = _object(b"{" + end[len(", ") :]) if pieces and end.startswith(b", ") else None
+    if rest is None or "tree_metadata" in rest:
         return None
-    paths, values, labels = map(list, zip(*entries, strict=True))
-    if len(max(paths, key=len)) > _LONGEST_PATH:
-        return None
-    labels[-1] = data[len(_START) : data.find(b'"', len(_START))]  # behind the last entry comes none
-    size = sum([len(b"".join(column)) for column in (paths, values, labels)])
+    pieces[0] = pieces[0][len(_START) :]
+    labels, paths, values = pieces[::3], pieces[1::3], pieces[2::3]
     # nothing else is between the entries; and of one that comes twice JSON keeps the last
-    if len(_START) + size + len(paths) * _FIXED - len(_NEXT) != stop or len(set(labels)) < len(labels):
+    if b'"' in b"".join(labels) or len(set(labels)) < len(labels) or len(max(paths, key=len)) > _LONGEST_PATH:
         return None
     text = _PATH + _PATH.join(paths)
     if _PATH + _STEP in text:
@@ -145,22 +137,20 @@ class UsualText:
             if end < 0:
                 data = self.part(start, min(start + length, self.end + len("}}")))
                 end = data.find(b"}}")
-        try:
-            entry = json.loads(data[: end + len("}}")])
-        except (ValueError, RecursionError):
-            return None
-        return entry if isinstance(entry, dict) else None
+        return _object(data[: end + len("}}")])
 
 
 def _members(data: bytes, end: int) -> dict[str, Any] | None:
     """Those beside ``tree_metadata``, which ends at ``end``; None where it is nowhere."""
-    if end < 0:
-        return None
+    return None if end < 0 else _object(b"{" + data[end + len("}}}, ") :])
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
     try:
-        rest = json.loads(b"{" + data[end + len("}}}, ") :])
+        found = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return rest if isinstance(rest, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def as_key(name: Any, kind: Any) -> Key:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from ocdbt_py.engine.found import Found, FoundColumns
 from ocdbt_py.engine.nodes import BTreeNode, Child, Nodes
 from ocdbt_py.format.btree import InteriorNode, LeafNode
-from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.key_column import MANY_SEARCHES, all_places, search
 from ocdbt_py.format.versions import VersionEntry
 
-Found = bytes | Location | None
-"""An inline value, where an out-of-line one lies, or nothing."""
+__all__ = ["NO_VERSION", "Found", "FoundColumns", "Tree"]
 
 NO_VERSION = VersionEntry(0, 0, None, 0, 0, 0, 0)
 """A database before its first commit."""
@@ -34,22 +35,28 @@ class Tree:
     def lookup(self, key: bytes) -> Found:
         return self.lookup_many([key])[0]
 
-    def lookup_many(self, keys: Sequence[bytes]) -> list[Found]:
-        """The value of each key, in the order asked; every node on the way is visited once."""
+    def lookup_many(self, keys: Sequence[bytes]) -> Sequence[Found]:
+        """The value of each key, in the order asked; every node on the way is visited once.
+
+        Of many keys it comes in columns.
+        """
         root = self._root() if keys else None
         if root is None:
             return [None] * len(keys)
         if isinstance(root, LeafNode):  # as in most trees; nothing is to be divided between nodes
             return _look_up(root, keys)
         ordered = sorted(keys)
-        found: list[Found] = [None] * len(ordered)
+        parts: list[Sequence[Found]] = []
+        reached = 0  # of the keys; leaves come in their order
         level: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(ordered))]
         while level:
             wanted: list[Child] = []
             shares: list[tuple[int, int]] = []
             for node, upper, low, high in level:
                 if isinstance(node, LeafNode):
-                    found[low:high] = _look_up(node, ordered[low:high])
+                    parts += [[None] * (low - reached)] if low > reached else []
+                    parts.append(_look_up(node, ordered[low:high]))
+                    reached = high
                     continue
                 while low < high:
                     key = ordered[low]
@@ -68,7 +75,8 @@ class Tree:
             # of all children at once: on a distant storage each request takes its time
             below = self.nodes.btrees(wanted)
             level = [(node, child.upper, *share) for node, child, share in zip(below, wanted, shares, strict=True)]
-        return found if ordered == keys else list(map(dict(zip(ordered, found, strict=True)).__getitem__, keys))
+        parts += [[None] * (len(ordered) - reached)] if len(ordered) > reached else []
+        return _in_order(parts, ordered, keys)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[LeafNode, int, int]]:
         """The leaves that hold keys in ``[start, stop)``, in order, each with the run of its entries in the range."""
@@ -108,24 +116,33 @@ def _child(node: InteriorNode, upper: bytes | None, child: int) -> Child:
     return Child(node.location(child), node.height - 1, key[: int(node.subtree_prefix_lengths[child])], key, end)
 
 
-def _look_up(leaf: LeafNode, keys: Sequence[bytes]) -> list[Found]:
+def _look_up(leaf: LeafNode, keys: Sequence[bytes]) -> Sequence[Found]:
     """The value of each key of a leaf."""
     if len(keys) > 1 and len(keys) * MANY_SEARCHES > len(leaf.keys):
         # all documents, or the chunk of each array: keys at equal distances, if they come in order
         first, last = search(leaf.keys, keys[0]), search(leaf.keys, keys[-1])
-        entries = range(first, last + 1, max(1, (last - first) // (len(keys) - 1)))
-        if leaf.keys[first : last + 1][:: entries.step] == keys:
-            return [*leaf.values(entries)]
-        found = list(map(all_places(leaf.keys).get, keys))
-        if None not in found:
-            return [*leaf.values(found)]  # type: ignore[arg-type]
-        values = iter(leaf.values([at for at in found if at is not None]))
-        return [None if at is None else next(values) for at in found]
+        step = max(1, (last - first) // (len(keys) - 1))
+        if leaf.keys[first : last + 1][::step] == keys:
+            return FoundColumns.of(leaf, slice(first, last + 1, step))
+        places = all_places(leaf.keys)
+        return FoundColumns.of(leaf, np.array([places.get(key, -1) for key in keys], np.intp))
     answers: list[Found] = []
     for key in keys:
         at = search(leaf.keys, key)
         answers.append(leaf.value(at) if at < len(leaf.keys) and leaf.keys[at] == key else None)
     return answers
+
+
+def _in_order(parts: Sequence[Sequence[Found]], ordered: Sequence[bytes], keys: Sequence[bytes]) -> Sequence[Found]:
+    """The values of the keys, from those of neighbours among them."""
+    is_as_asked = ordered == keys
+    places = {} if is_as_asked else dict(zip(ordered, range(len(ordered)), strict=True))
+    columns = [part for part in parts if isinstance(part, FoundColumns)]
+    if len(columns) == len(parts):
+        joined = FoundColumns.joined(columns)
+        return joined if is_as_asked else joined.take(np.array(list(map(places.__getitem__, keys)), np.intp))
+    found = [value for part in parts for value in part]
+    return found if is_as_asked else [found[places[key]] for key in keys]
 
 
 def _children(node: BTreeNode, start: bytes, stop: bytes | None) -> Iterator[int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -41,8 +40,6 @@ MAX_INLINE_LENGTH: Final = 1 << 20
 
 _INDIRECT: Final = 1  # kind of a value; 0 is inline
 
-_LOCATION: Final = partial(tuple.__new__, Location)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeafNode:
@@ -69,20 +66,6 @@ class LeafNode:
         if file_id < 0:
             return self.inline[offset : offset + length]
         return Location(self.files[file_id], offset, length)
-
-    def values(self, entries: Sequence[int]) -> list[bytes | Location]:
-        """The same of many entries."""
-        at: Any = entries
-        at = slice(at.start, at.stop, at.step) if isinstance(entries, range) else np.array(entries, np.intp)
-        file_ids, starts, lengths = self.file_ids[at].tolist(), self.offsets[at].tolist(), self.lengths[at].tolist()
-        inline, files = self.inline, self.files
-        if -1 not in file_ids:
-            # in C, for there may be many
-            return list(map(_LOCATION, zip(map(files.__getitem__, file_ids), starts, lengths, strict=True)))
-        return [
-            inline[start : start + length] if file_id < 0 else Location(files[file_id], start, length)
-            for file_id, start, length in zip(file_ids, starts, lengths, strict=True)
-        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -111,6 +111,8 @@ USUAL = text_of(("a", "b"), ("c",))
         USUAL.replace("\"('c',)\"", "\"('a', 'b')\""),  # JSON keeps the last of two
         USUAL.replace("\"('c',)\"", '"\\u0041"'),
         USUAL.replace('"key_type": 2}]', '"key_type": 2, "more": 0}]'),
+        f'{USUAL[:-1]}, "tree_metadata": {{"x": {{"key_metadata": [{{"key_type": 2, "key": "x"}}], '
+        '"value_metadata": {"value_type": "np.ndarray"}}}}',
     ],
 )
 def test_any_other_text_is_left_to_the_parser(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
