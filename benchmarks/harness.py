@@ -146,8 +146,7 @@ def run_children(module: str, arguments: Sequence[Sequence[str]], memory: Primed
             for each in arguments
         ]
         answers: list[dict[str, Any]] = []
-        ready = [_line(child).strip() == READY for child in children]
-        if all(ready):
+        if all(_is_ready(child) for child in children):
             memory.give_back()
             for child in children:
                 assert child.stdin is not None
@@ -166,6 +165,14 @@ def run_children(module: str, arguments: Sequence[Sequence[str]], memory: Primed
     if answers:
         return answers
     raise SystemExit(f"{module} {' '.join(arguments[0])} failed; its own message is above")
+
+
+def _is_ready(child: subprocess.Popen[str]) -> bool:
+    """Once it says so; if it does not, it has ended, and its message is out."""
+    is_ready = _line(child).strip() == READY
+    if not is_ready:
+        child.wait()
+    return is_ready
 
 
 def _line(child: subprocess.Popen[str]) -> str:
