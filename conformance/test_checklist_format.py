@@ -6,7 +6,6 @@ TensorStore writes manifests and version tree nodes from JSON (``undump``) and s
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +50,9 @@ def dumped_manifest(manifest: Manifest) -> Any:
 
 
 ONE_VERSION = Manifest(ZEROS, (VersionEntry(1, 0, at("abc", "defgh", 10, 42), 8, 220, 101, 1),), ())
-HIGHER = replace(ONE_VERSION, versions=(replace(ONE_VERSION.versions[0], root_height=5),))
+HIGHER = ONE_VERSION._replace(versions=(ONE_VERSION.versions[0]._replace(root_height=5),))
 WITH_HISTORY = Manifest(
-    replace(ZEROS, version_tree_arity_log2=1),
+    ZEROS._replace(version_tree_arity_log2=1),
     (VersionEntry(15, 0, at("abc", "defgh", 10, 42), 8, 220, 101, 10),),
     (
         VersionNodeReference(8, at("abc", "defgh", 10, 42), 8, 1, 3),
@@ -66,7 +65,7 @@ WITH_HISTORY = Manifest(
 @pytest.mark.parametrize("manifest", [ONE_VERSION, HIGHER, WITH_HISTORY], ids=["one version", "height 5", "history"])
 @pytest.mark.parametrize("compression", [None, Zstd(0)])
 def test_a_manifest_is_written_and_read_as_by_tensorstore(manifest: Manifest, compression: Zstd | None) -> None:
-    manifest = replace(manifest, config=replace(manifest.config, compression=compression))
+    manifest = manifest._replace(config=manifest.config._replace(compression=compression))
     data = encode_manifest(manifest)
     assert decode_manifest(data) == manifest
     assert ts.ocdbt.undump_manifest(dumped_manifest(manifest)) == data
@@ -126,7 +125,7 @@ def test_a_version_node_is_written_and_read_as_by_tensorstore(node: VersionNode,
     assert decode_version_node(data) == node
     base = memory()
     config = StoredConfig(bytes(16), version_tree_arity_log2=1, compression=compression)
-    base[MANIFEST_NAME] = encode_manifest(replace(ONE_VERSION, config=config))
+    base[MANIFEST_NAME] = encode_manifest(ONE_VERSION._replace(config=config))
     base["file"] = data
     shown = dumped(base, f"versionnode::file:0:{len(data)}")
     assert ts.ocdbt.undump_version_tree_node(dumped(base)["config"], shown) == data
@@ -326,9 +325,9 @@ def test_a_place_is_spelled_in_dumps_as_we_split_it() -> None:
 def test_a_place_ends_at_the_last_offset_there_is(
     offset: int, length: int, is_legal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = replace(ONE_VERSION.versions[0], root=at("", "f", offset, length))
+    version = ONE_VERSION.versions[0]._replace(root=at("", "f", offset, length))
     monkeypatch.setattr("ocdbt_py.format.manifest.versions_fault", lambda *_: None)
-    data = encode_manifest(replace(ONE_VERSION, versions=(version,)))
+    data = encode_manifest(ONE_VERSION._replace(versions=(version,)))
     base = memory()
     base[MANIFEST_NAME] = data
     monkeypatch.undo()

@@ -27,6 +27,21 @@ def test_a_local_database_is_used_without_jax_fsspec_or_asyncio(tmp_path: Path) 
     assert not loaded & {"jax", "fsspec", "tensorstore", "asyncio", "rich"}
 
 
+def test_to_open_save_and_restore_nothing_is_loaded_that_few_calls_need() -> None:
+    loaded = modules_after("import ocdbt_py; ocdbt_py.open, ocdbt_py.save, ocdbt_py.restore")
+    of_numpy = modules_after("import numpy")
+    assert not (loaded - of_numpy) & {
+        "importlib.metadata",
+        "concurrent.futures",
+        "logging",
+        "hashlib",
+        "bz2",
+        "pathlib",
+    }
+    of_few = {"array.zarr3", "array.lazy", "checkpoint.aggregate", "checkpoint.directories", "checkpoint.merging"}
+    assert not loaded & {f"ocdbt_py.{name}" for name in of_few}
+
+
 def test_every_public_name_loads() -> None:
     for name in ocdbt_py.__all__:
         assert getattr(ocdbt_py, name) is not None

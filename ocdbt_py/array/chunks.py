@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -56,8 +55,7 @@ class Axis(NamedTuple):
     step: int
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """A basic index applied to a shape. ``shape`` is the result's; ``scalar`` says that NumPy would give a scalar."""
 
     axes: tuple[Axis, ...]

@@ -10,7 +10,6 @@ since zeros compress 30,000 : 1, so for zstd it walks the block headers, which s
 
 from __future__ import annotations
 
-import bz2
 import importlib
 import struct
 import sys
@@ -195,6 +194,8 @@ class Encoder:
                 self._zstd[compressor] = _new_compressor(level, compressor.checksum)
             return _zstd_frame(self._zstd[compressor], data)
         if compressor.id == "bz2":
+            import bz2
+
             return bz2.compress(data, level)
         if compressor.id in _ZLIB_WINDOW:
             stream = zlib.compressobj(level, wbits=_ZLIB_WINDOW[compressor.id])
@@ -207,6 +208,8 @@ class Encoder:
         if compressor.id == "zstd":
             compress, flush = _zstd_stream(level, compressor.checksum, size)
         elif compressor.id == "bz2":
+            import bz2
+
             machine = bz2.BZ2Compressor(level)
             compress, flush = machine.compress, machine.flush
         elif compressor.id in _ZLIB_WINDOW:
@@ -255,6 +258,8 @@ def _deflated(name: str, data: Buffer, size: int) -> bytes:
 
 def _bzipped(data: Buffer, size: int) -> bytes:
     """At most ``size + 1`` bytes of content."""
+    import bz2
+
     stream = bz2.BZ2Decompressor()
     try:
         content = stream.decompress(data, size + 1)

@@ -6,7 +6,6 @@ takes neither in ``device_put``; its table of types that it canonicalizes is the
 
 from __future__ import annotations
 
-import html
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -115,6 +114,8 @@ class LazyArray:
         return f"<LazyArray {self.name!r} shape={self.shape} dtype={self.dtype} chunks={self.chunks}>"
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         codec = self.spec.compressor.id if self.spec.compressor else "none"
         rows = {
             "name": self.name,
@@ -124,7 +125,7 @@ class LazyArray:
             "chunks": self.chunks,
             "compression": codec,
         }
-        cells = (f"<tr><th>{title}</th><td>{html.escape(str(value))}</td></tr>" for title, value in rows.items())
+        cells = (f"<tr><th>{title}</th><td>{escape(str(value))}</td></tr>" for title, value in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
 

@@ -16,7 +16,6 @@ What may be wrong with the stored bytes is ``CorruptDataError`` naming the array
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -174,6 +173,8 @@ def _fetch(values: Values, group: Sequence[Fetch], decoder: Decoder) -> None:
             _place(fetch, data, target, decoder)
         finally:
             idle.append(decoder)
+
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(workers, thread_name_prefix="ocdbt-decode") as pool:
         done = [pool.submit(place_one, *job) for job in in_threads]

@@ -7,7 +7,6 @@ blosc, and chunks with a checksum of their own around or inside, are for those w
 
 from __future__ import annotations
 
-import bz2
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +145,8 @@ def _puller(name: str) -> tuple[Callable[[Source, int], bytes], Callable[[], boo
             return inflate.decompress(inflate.unconsumed_tail or source.read(_FED_AT_ONCE), limit)
 
         return inflated, lambda: inflate.eof
+    import bz2
+
     machine: Any = bz2.BZ2Decompressor()
 
     def decompressed(source: Source, limit: int) -> bytes:

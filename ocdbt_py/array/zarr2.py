@@ -26,7 +26,7 @@ __all__ = ["decode_zarray", "encode_zarray"]
 
 _MAX_DOCUMENT = 1 << 16  # bytes; a rank of 32, indented generously, takes four thousand
 _SPECIAL: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+_DECIMAL = r"-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?"
 
 
 @lru_cache(maxsize=1024)  # the leaves of a checkpoint share a few specs
@@ -123,7 +123,7 @@ def _number(value: object) -> float:
     if isinstance(value, str):
         if value in _SPECIAL:
             return _SPECIAL[value]
-        if _DECIMAL.fullmatch(value):
+        if re.fullmatch(_DECIMAL, value):
             return float(value)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -65,7 +65,7 @@ class Aggregate:
             record._replace(value_type=here[_names(record.path)].value_type) if _names(record.path) in here else record
             for record in metadata.leaves
         ]
-        return replace(metadata, leaves=leaves)
+        return metadata._replace(leaves=leaves)
 
 
 def decode_aggregate(data: bytes, path: str = AGGREGATE) -> Aggregate:

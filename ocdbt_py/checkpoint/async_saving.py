@@ -23,6 +23,7 @@ import os
 import threading
 import traceback
 import weakref
+from _thread import start_new_thread
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
@@ -75,19 +76,20 @@ class _Work:
     def start(self, begun: BegunSave) -> None:
         """Begin to write; where no thread can be had any more, write."""
         if not _is_exiting:
-            may_run = threading.Event()
-            thread = threading.Thread(target=self._run, args=(begun, may_run), name="ocdbt-save", daemon=False)
             with suppress(RuntimeError):
-                try:
-                    thread.start()
-                    return
-                finally:
-                    may_run.set()
+                start_new_thread(self._start_thread, (begun,))
+                return
         self._run(begun)
 
-    def _run(self, begun: BegunSave, may_run: threading.Event | None = None) -> None:
-        if may_run is not None:
-            may_run.wait()  # else whoever started us would have to wait for its turn to go on
+    def _start_thread(self, begun: BegunSave) -> None:
+        """In a bare thread: what starts a ``Thread`` waits until that runs, and then for its turn to go on."""
+        thread = threading.Thread(target=self._run, args=(begun,), name="ocdbt-save", daemon=False)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._run(begun)
+
+    def _run(self, begun: BegunSave) -> None:
         self._thread = threading.current_thread()
         error = None
         then, self._then = self._then, None  # it may know who holds the handle, and we outlive that

@@ -115,7 +115,7 @@ class Checkpoint(Mapping[str, Any]):
         custom: dict[str, Any] = {}
         if data is not None:
             try:
-                custom = decode_checkpoint_metadata(data).custom_metadata
+                custom = dict(decode_checkpoint_metadata(data).custom_metadata)
             except CorruptDataError as error:
                 raise error.located(url=self._layout.place.url) from None
         return custom or (item if isinstance(item, dict) else {})

@@ -53,8 +53,8 @@ Table = Mapping[str, Mapping[int, tuple[int, int]]]
 _MAGIC = b"OCDBTCRC"
 _HEADER = struct.Struct("<8sII")
 _VALUE_BYTES = 8 + 8 + 4
-_PART_OF_A_PROCESS = re.compile(r"ocdbt\.process_[0-9]+/", re.ASCII)
-_CHUNK = re.compile(rb"/(?:c(?:[/.][0-9]+)*|[0-9]+(?:[/.][0-9]+)*|\.zarray|zarr\.json)\Z")
+_PART_OF_A_PROCESS = r"ocdbt\.process_[0-9]+/"
+_CHUNK = rb"/(?:c(?:[/.][0-9]+)*|[0-9]+(?:[/.][0-9]+)*|\.zarray|zarr\.json)\Z"
 _TAIL_BYTES = 1 << 20
 """So much of the end of a value is remembered, where it is read before the beginning, as the index of a shard is."""
 
@@ -65,7 +65,7 @@ def table_of(data_file: str) -> tuple[str, str]:
     >>> table_of("ocdbt.process_3/d/1f")
     ('ocdbt.process_3/ocdbt_checksums', 'd/1f')
     """
-    match = _PART_OF_A_PROCESS.match(data_file)
+    match = re.match(_PART_OF_A_PROCESS, data_file)
     part = "" if match is None else match[0]
     return part + CHECKSUMS, data_file[len(part) :]
 
@@ -232,7 +232,7 @@ class Verified(Values):
                 key=key,
             )
         if found[1] != checksum:
-            leaf = _CHUNK.sub(b"", key).decode("utf-8", "replace")
+            leaf = re.sub(_CHUNK, b"", key).decode("utf-8", "replace")
             raise CorruptDataError(
                 f"The leaf {leaf!r} is not what was saved: the CRC-32C of its value {key!r} was {found[1]:08x}, and is "
                 f"{checksum:08x}. {location.length:,} bytes of the data file {location.file} at {location.offset:,} "

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ocdbt_py.checkpoint.encoding import Encoding
 from ocdbt_py.checkpoint.layout import TEMPORARY
@@ -27,28 +28,26 @@ DIRECT = ""
 """The name of the item of a checkpoint that has no others: its files lie in the checkpoint's own directory."""
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(NamedTuple):
     """One pytree, how its arrays are stored, and the user's metadata that is kept with it."""
 
     tree: Any
-    encoding: Encoding = field(default_factory=Encoding)
+    encoding: Encoding = Encoding()
     custom_metadata: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One item: pytrees by the directory below it (``""`` is its own), small files by their path below it.
 
     ``handler``: the class of Orbax's that reads it, as ``_CHECKPOINT_METADATA`` records it.
     """
 
     handler: str | None
-    trees: Mapping[str, Tree] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    trees: Mapping[str, Tree] = MappingProxyType({})
+    files: Mapping[str, bytes] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Contents:
     """A whole checkpoint: items by name, or the one of the direct layout (:data:`DIRECT`); ``files`` lie beside them.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ocdbt_py.array.codecs import Compressor, Encoder
 from ocdbt_py.array.spec import ArraySpec
-from ocdbt_py.array.zarr3 import orbax_spec
 from ocdbt_py.errors import InvalidArgumentError
 
 __all__ = ["MAX_CHUNK_BYTES", "WORTH_TRYING", "Encoding", "chunk_shape"]
@@ -104,7 +103,7 @@ class Encoding:
         spec = self._specs.get(key)
         if spec is None:
             chunks = self._chunks(shape, write_shape or shape, dtype.itemsize, is_compressed)
-            make = orbax_spec if self.zarr_format == 3 else ArraySpec
+            make = ArraySpec if self.zarr_format == 2 else _zarr3()
             compressor = self._compressor if is_compressed else None
             spec = self._specs[key] = make(shape, chunks, dtype, compressor=compressor)
         return spec
@@ -118,6 +117,12 @@ class Encoding:
                 return chunks
         target = min(self._chunk_bytes or MAX_CHUNK_BYTES, MAX_CHUNK_BYTES)
         return chunk_shape(shape, itemsize, target, write_shape)
+
+
+def _zarr3() -> Callable[..., ArraySpec]:
+    from ocdbt_py.array.zarr3 import orbax_spec
+
+    return orbax_spec
 
 
 def chunk_shape(

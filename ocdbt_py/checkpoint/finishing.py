@@ -17,8 +17,8 @@ from typing import Any
 from ocdbt_py.array.metadata import decode_metadata
 from ocdbt_py.array.spec import array_key
 from ocdbt_py.checkpoint.checksums import CHECKSUMS, encode_checksums
-from ocdbt_py.checkpoint.layout import PROCESS_PREFIX, child, read_file, temporary_path
-from ocdbt_py.checkpoint.merging import can_merge, merge, part_name
+from ocdbt_py.checkpoint.layout import PROCESS_PREFIX, child, part_name, read_file, temporary_path
+from ocdbt_py.checkpoint.merging import can_merge, merge
 from ocdbt_py.checkpoint.metadata import (
     CHECKPOINT_METADATA,
     METADATA,

@@ -6,10 +6,10 @@ where the program has not, there are no such processes.
 
 from __future__ import annotations
 
-import base64
 import sys
 import threading
 import time
+from binascii import a2b_base64, b2a_base64
 from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
@@ -67,14 +67,14 @@ class JaxProcesses:
 
     def _set(self, key: str, data: bytes) -> None:
         try:
-            self._client.key_value_set(key, base64.b64encode(data).decode())
+            self._client.key_value_set(key, b2a_base64(data, newline=False).decode())
         except Exception as error:  # JAX's class of it has changed its name and its place
             raise _unreachable(error) from error
 
     def _get(self, key: str, timeout_ms: int, index: int, answers: dict[int, bytes]) -> bool:
         """Put what stands there into the answers, if anybody sets it in time."""
         try:
-            answers[index] = base64.b64decode(self._client.blocking_key_value_get(key, timeout_ms))
+            answers[index] = a2b_base64(self._client.blocking_key_value_get(key, timeout_ms))
         except Exception as error:
             if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
                 return False

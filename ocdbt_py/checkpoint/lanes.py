@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -55,15 +54,15 @@ class Chunk(NamedTuple):
     """Of the array, in this chunk."""
 
 
-@dataclass(slots=True)
 class Batch:
     """Values and their keys, and those yet to be made; ``nbytes`` of arrays that they stand for, some perhaps without a
     value here."""
 
-    keys: list[bytes] = field(default_factory=list)
-    values: list[Buffer] = field(default_factory=list)
-    nbytes: int = 0
-    chunks: list[tuple[bytes, Chunk]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.values: list[Buffer] = []
+        self.nbytes = 0
+        self.chunks: list[tuple[bytes, Chunk]] = []
 
 
 class Placed(NamedTuple):

@@ -16,7 +16,8 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ocdbt_py.array.metadata import METADATA_FILES
 from ocdbt_py.checkpoint.metadata import (
@@ -44,6 +45,7 @@ __all__ = [
     "holds_database",
     "identify",
     "is_finished",
+    "part_name",
     "read_file",
     "replaced_path",
     "temporary_path",
@@ -102,8 +104,7 @@ class ItemKind(enum.Enum):
     OTHER = "other"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """A place and what lies there. ``names``: files, and directories with a slash at the end.
 
     ``items`` of a step: name -> kind. ``steps`` of a root: names, in the order of their numbers.
@@ -112,7 +113,7 @@ class Layout:
     place: Place
     kind: Kind
     names: frozenset[str] = frozenset()
-    items: Mapping[str, ItemKind] = field(default_factory=dict)
+    items: Mapping[str, ItemKind] = {}
     steps: tuple[str, ...] = ()
 
 
@@ -120,6 +121,11 @@ def child(place: Place, name: str) -> Place:
     """The file or directory ``name`` of a place."""
     path = f"{place.path}/{name}"
     return replace(place, path=path, url=place.storage.describe(path))
+
+
+def part_name(index: int) -> str:
+    """The directory that a process writes, below the pytree's."""
+    return f"{PROCESS_PREFIX}{index}"
 
 
 def temporary_path(path: str) -> str:

@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ocdbt_py.checkpoint.layout import PROCESS_PREFIX, child
+from ocdbt_py.checkpoint.layout import child
 from ocdbt_py.checkpoint.new_database import NewDatabase
 from ocdbt_py.database import Database, open_place
 from ocdbt_py.errors import CorruptDataError
 from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.storage.location import Place
 
-__all__ = ["Merged", "can_merge", "merge", "part_name"]
+__all__ = ["Merged", "can_merge", "merge"]
 
 
 class Merged(NamedTuple):
@@ -28,11 +28,6 @@ class Merged(NamedTuple):
 
     manifest: bytes
     data_files: list[str]
-
-
-def part_name(index: int) -> str:
-    """The directory that a process writes, below the pytree's."""
-    return f"{PROCESS_PREFIX}{index}"
 
 
 def merge(place: Place, parts: Iterable[str], num_keys: int) -> Merged:

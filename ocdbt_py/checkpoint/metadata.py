@@ -14,13 +14,11 @@ a hundred thousand. Readers take any bytes: keys they do not know are passed ove
 
 from __future__ import annotations
 
-import base64
 import json
 from binascii import b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
-from typing import Any
+from typing import Any, NamedTuple
 
 from ocdbt_py.checkpoint.flatten import Key, Path
 from ocdbt_py.checkpoint.leaf_records import LeafRecord
@@ -91,8 +89,7 @@ class ValueType:
     """Stored nowhere but here."""
 
 
-@dataclass(frozen=True, slots=True)
-class TreeMetadata:
+class TreeMetadata(NamedTuple):
     """``_METADATA`` as it was read. ``use_ocdbt`` is None where the writer did not say."""
 
     leaves: Sequence[LeafRecord]
@@ -103,14 +100,13 @@ class TreeMetadata:
     custom_metadata: Any
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointMetadata:
+class CheckpointMetadata(NamedTuple):
     """``_CHECKPOINT_METADATA`` as it was read; times in nanoseconds since the epoch."""
 
     item_handlers: dict[str, Any] | str | None = None
     init_time_ns: int | None = None
     commit_time_ns: int | None = None
-    custom_metadata: dict[str, Any] = field(default_factory=dict)
+    custom_metadata: Mapping[str, Any] = {}
 
 
 # --- writing
@@ -340,10 +336,12 @@ def look_up_string(strings: Mapping[str, Any], name: str, path: str = STRINGS) -
 
 def decode_shardings(data: bytes, path: str = SHARDING) -> dict[str, dict[str, Any]]:
     """``_sharding``: leaf name -> description, as Orbax spells it."""
+    from base64 import b64decode
+
     shardings = {}
     for key, text in _object(decode_json(data, path), path, "the file").items():
         try:
-            name = base64.b64decode(key.encode(), altchars=b"-_", validate=True).decode()
+            name = b64decode(key.encode(), altchars=b"-_", validate=True).decode()
         except ValueError:
             raise CorruptDataError(f"{key[:80]!r} in {path} is not the base64 of a leaf name", path=path) from None
         if not isinstance(text, str):

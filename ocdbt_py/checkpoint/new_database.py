@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +154,7 @@ class NewDatabase:
             self._inline.add([key], value)
         staged = stage_puts(self._columns(placed))
         prefix = self._options.btree_node_data_prefix
-        config = replace(self._config, max_decoded_node_bytes=NODE_BYTES)
+        config = self._config._replace(max_decoded_node_bytes=NODE_BYTES)
         root = Rewriter(self._nodes, config, staged, self._files, prefix).rewrite(EMPTY) or EMPTY
         self._files.flush()
         self.files = self._files.keep()

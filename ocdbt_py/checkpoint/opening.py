@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ocdbt_py.checkpoint.layout import (
@@ -99,7 +98,7 @@ def _without_deleted(layout: Layout) -> Layout:
     except CorruptDataError as error:
         raise error.located(url=place.url) from None
     deleted = record.get("checkpointable_name") if isinstance(record, dict) else None
-    return replace(layout, items={name: kind for name, kind in layout.items.items() if name != deleted})
+    return layout._replace(items={name: kind for name, kind in layout.items.items() if name != deleted})
 
 
 def _unmerged(layout: Layout) -> UncommittedError:

@@ -86,7 +86,7 @@ class _Form:
         return data.cast("B") if data.c_contiguous else None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False, eq=False)
 class Prepared:
     """A tree as it will be stored: columns of its leaves, and what few of them have."""
 

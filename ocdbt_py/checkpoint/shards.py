@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,8 +42,7 @@ class Block(NamedTuple):
     array: NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sharded:
+class Sharded(NamedTuple):
     """An array of which this process writes ``blocks``. Each begins on a multiple of ``write_shape`` along every axis.
 
     ``is_spread``: it lies in several processes, and others write the other blocks.

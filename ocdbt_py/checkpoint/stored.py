@@ -108,7 +108,7 @@ class Reading(NamedTuple):
 READING = Reading()
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class StoredTree:
     """The leaves of one pytree directory, or of a database of arrays. Safe for threads; picklable."""
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from ocdbt_py.checkpoint.checksums import CHECKSUMS
 from ocdbt_py.checkpoint.contents import Tree
-from ocdbt_py.checkpoint.layout import child
-from ocdbt_py.checkpoint.merging import merge, part_name
+from ocdbt_py.checkpoint.layout import child, part_name
 from ocdbt_py.checkpoint.new_database import NewDatabase
 from ocdbt_py.checkpoint.prepared import prepare
 from ocdbt_py.checkpoint.staging import write_small
@@ -127,6 +126,8 @@ class TreeSave:
         closing: dict[str, bytes] = {}
         data_files: list[str] = []
         if prepared.has_arrays and self._count > 1:
+            from ocdbt_py.checkpoint.merging import merge
+
             merged = merge(self._place(staged), map(part_name, range(self._count)), prepared.num_keys)
             closing[MANIFEST_NAME], data_files = merged
         elif prepared.has_arrays:

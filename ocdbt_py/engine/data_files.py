@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -40,15 +39,15 @@ def random_name() -> str:
     return os.urandom(16).hex()
 
 
-@dataclass(slots=True)
 class _OpenFile:
-    id: DataFileId
-    path: str
-    size: int = 0
-    pending: list[Buffer] = field(default_factory=list)
-    pending_bytes: int = 0
-    owned_bytes: int = 0
-    writer: Writer | None = None
+    def __init__(self, id: DataFileId, path: str) -> None:
+        self.id = id
+        self.path = path
+        self.size = 0
+        self.pending: list[Buffer] = []
+        self.pending_bytes = 0
+        self.owned_bytes = 0
+        self.writer: Writer | None = None
 
 
 class DataFiles:

@@ -1,16 +1,17 @@
 """One database at one place: its current manifest, its versions' trees, and commits to it.
 
 This is what :class:`~ocdbt_py.database.Database` wraps for users and what the checkpoint layer builds on. It owns the
-node cache and the last manifest seen; it is safe for threads.
+node cache and the last manifest seen; it is safe for threads. What commits is loaded and made by the first commit, for
+most databases are opened to be read.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from ocdbt_py.engine.commit import Condition, Sources, Target, create
-from ocdbt_py.engine.committer import Committer
 from ocdbt_py.engine.entries import AtTime
 from ocdbt_py.engine.manifests import Manifests, Seen
 from ocdbt_py.engine.mutations import Mutations, Staged
@@ -23,6 +24,10 @@ from ocdbt_py.errors import NotFoundError, PathNotFoundError
 from ocdbt_py.format.manifest import MANIFEST_NAME, Manifest
 from ocdbt_py.format.versions import VersionEntry
 from ocdbt_py.storage.protocol import Storage
+
+if TYPE_CHECKING:
+    from ocdbt_py.engine.commit import Condition, Sources, Target
+    from ocdbt_py.engine.committer import Committer
 
 
 class Engine:
@@ -37,14 +42,14 @@ class Engine:
         options: WriteOptions,
         max_staleness: float,
         cache_bytes: int,
-        sources: Sources,
+        sources: Sources | None,
     ) -> None:
         self.storage = storage
         self.base = base
         self.nodes = Nodes(storage, base, cache_bytes)
         self._manifests = Manifests(storage, base, constraints)
-        self._target = Target(storage, base, self._manifests, self.nodes, options, sources)
-        self._committer = Committer(self._target)
+        self._options = options
+        self._sources = sources
         self._max_staleness = max_staleness
         self._lock = ProcessLock()
         self._seen = Seen(None, None)
@@ -62,6 +67,8 @@ class Engine:
 
     def create(self) -> None:
         """Write generation 1, empty. :class:`~ocdbt_py.errors.ConflictError` when something is there."""
+        from ocdbt_py.engine.commit import create
+
         asked_at = time.monotonic()
         self._remember(create(self._target), asked_at)
 
@@ -71,8 +78,8 @@ class Engine:
         What several threads ask for at once may become one version.
         """
         with self._lock:
-            seen = self._seen
-        committed = self._committer.commit(mutations, seen, condition)
+            seen, committer = self._seen, self._committer  # made once, whichever thread is first
+        committed = committer.commit(mutations, seen, condition)
         with self._lock:
             if committed.seen is None:
                 self._seen_at = -float("inf")  # there is a newer one, which was never here
@@ -84,7 +91,7 @@ class Engine:
     def latest(self) -> Tree:
         """The newest version's tree."""
         seen = self.current()
-        if seen.manifest is None and self._manifests.never_seen and self._target.options.assume_config:
+        if seen.manifest is None and self._manifests.never_seen and self._options.assume_config:
             return Tree(self.nodes, NO_VERSION)  # the first commit is still to make it
         return Tree(self.nodes, self._existing(seen).latest or NO_VERSION)
 
@@ -108,6 +115,19 @@ class Engine:
     def versions(self) -> Iterator[VersionEntry]:
         """Every version, newest first, as of now."""
         return newest_first(self._existing(), self.nodes)
+
+    @cached_property
+    def _target(self) -> Target:
+        from ocdbt_py.engine.commit import Sources, Target
+
+        sources = Sources() if self._sources is None else self._sources
+        return Target(self.storage, self.base, self._manifests, self.nodes, self._options, sources)
+
+    @cached_property
+    def _committer(self) -> Committer:
+        from ocdbt_py.engine.committer import Committer
+
+        return Committer(self._target)
 
     def _existing(self, seen: Seen | None = None) -> Manifest:
         manifest = (seen or self.current()).manifest

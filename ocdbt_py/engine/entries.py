@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -14,9 +13,7 @@ from ocdbt_py.format.datafile import Location
 from ocdbt_py.format.versions import VersionEntry
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC_3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
-)
+_RFC_3339 = r"(?a)(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):(\d\d))"
 
 
 class ValueLocation(NamedTuple):
@@ -69,11 +66,13 @@ class Entry:
 
 def generation_of(found: bytes | Location) -> bytes:
     """Equal for equal inline values, and for the same place of an out-of-line one."""
+    from hashlib import blake2b  # OpenSSL comes with it, which who asks for no generation does not need
+
     if isinstance(found, Location):
         file, offset, length = found
         text = b"%d:%d:%d:" % (offset, length, len(file.base_path)) + file.base_path + file.relative_path
-        return b"\1" + hashlib.blake2b(text, digest_size=16).digest()
-    return b"\0" + hashlib.blake2b(found, digest_size=16).digest()
+        return b"\1" + blake2b(text, digest_size=16).digest()
+    return b"\0" + blake2b(found, digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=True)
@@ -132,7 +131,7 @@ def parse_version(version: int | str | datetime | Version) -> int | AtTime:
         return _at_time(version, microseconds * 1000 + 999)  # a datetime stands for its whole microsecond
     if version[:1] in ("v", "V") and version[1:].isascii() and version[1:].isdigit():
         return parse_version(int(version[1:]))
-    match = _RFC_3339.fullmatch(version)
+    match = re.fullmatch(_RFC_3339, version)
     if match is None:
         raise InvalidArgumentError(
             f'version={version!r} is neither a generation ("v3") nor an RFC 3339 time ("2026-01-31T12:00:00Z")'

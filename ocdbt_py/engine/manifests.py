@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from ocdbt_py.engine.options import Config
 from ocdbt_py.errors import CorruptDataError, NotFoundError, StorageError
@@ -33,8 +33,7 @@ _LIST_AGAIN = 20
 """How often a listing may name a manifest that is gone when read, before that is an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """A manifest and the token of the file it came from, which a commit that builds on it must replace.
 
     ``manifest`` None: there is no database. ``token`` belongs to ``manifest.ocdbt``; ``numbers`` are the generations of
@@ -135,13 +134,13 @@ class Manifests:
         for _ in range(_LIST_AGAIN):
             numbers = tuple(self.numbers())
             if not numbers:
-                return replace(seen, manifest=Manifest(seen.manifest.config, (), ()), numbers=())
+                return seen._replace(manifest=Manifest(seen.manifest.config, (), ()), numbers=())
             newest = max(numbers)
             latest = seen.manifest.latest
             if latest is not None and latest.generation == newest:
-                return replace(seen, numbers=numbers)
+                return seen._replace(numbers=numbers)
             try:
-                return replace(seen, manifest=self.numbered(newest, seen.manifest.config), numbers=numbers)
+                return seen._replace(manifest=self.numbered(newest, seen.manifest.config), numbers=numbers)
             except NotFoundError:
                 continue  # a writer trimmed it between our list and our read, so there are newer ones
         raise CorruptDataError(
@@ -163,16 +162,16 @@ class Manifests:
             )
         if latest.generation != number:
             raise CorruptDataError(f"The manifest's last generation is {latest.generation}, not {number}", path=path)
-        stored = replace(manifest.config, manifest_kind=ManifestKind.NUMBERED)
+        stored = manifest.config._replace(manifest_kind=ManifestKind.NUMBERED)
         Config.describe(config).check(stored)
-        return replace(manifest, config=stored)
+        return manifest._replace(config=stored)
 
     def _add_numbered(self, last: Seen, manifest: Manifest, hold: Hold | None) -> Seen:
         token, latest = last.token, manifest.latest
         assert latest is not None
         if last.manifest is None:
             token = self._begin(Manifest(manifest.config, (), ()), hold)(ABSENT)
-        plain = replace(manifest, config=replace(manifest.config, manifest_kind=ManifestKind.SINGLE))
+        plain = manifest._replace(config=manifest.config._replace(manifest_kind=ManifestKind.SINGLE))
         path = self._numbered_path(latest.generation)
         self._storage.write(path, [encode_manifest(plain)], ABSENT)
         for number in last.numbers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from operator import eq
 from typing import Any, Literal, NamedTuple
@@ -29,8 +29,7 @@ from ocdbt_py.storage.protocol import Buffer
 _BLOCK = 8192  # values; so many small ones stay in a processor's cache
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(NamedTuple):
     """A value to be fetched only when it is put in its place, so that a copy of many need not hold all of them."""
 
     load: Callable[[], Buffer]
@@ -163,8 +162,7 @@ def checked_key(key: bytes) -> bytes:
     return key
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Staged:
+class Staged(NamedTuple):
     """Sorted mutations. ``keys[i]`` is put, with entry ``put_ranks[i]`` of ``puts``, or deleted.
 
     ``put_ranks`` has one element more than ``keys``: entries of ``puts`` before mutation ``i``. ``values`` is what

@@ -8,7 +8,6 @@ existing one. :class:`WriteOptions` is not stored.
 from __future__ import annotations
 
 import enum
-import uuid as uuids
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -49,8 +48,10 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.uuid is not None:
+            from uuid import UUID
+
             try:
-                canonical = uuids.UUID(self.uuid).hex
+                canonical = UUID(self.uuid).hex
             except (ValueError, AttributeError, TypeError):
                 raise InvalidArgumentError(f"Config.uuid must be 32 hex digits, not {self.uuid!r}") from None
             object.__setattr__(self, "uuid", canonical)
@@ -106,6 +107,8 @@ class Config:
 
     def check(self, stored: StoredConfig) -> None:
         """Raise :class:`ConfigMismatchError`, naming the field, where a database is not as demanded."""
+        if self == ANY_CONFIG:
+            return
         actual = Config.describe(stored)
         for field in fields(self):
             wanted = getattr(self, field.name)
@@ -117,6 +120,10 @@ class Config:
                     f"Configuration mismatch on {field.name}: expected {wanted!r}, but the database has {found!r}; "
                     f"leave {field.name} out to take the database as it is"
                 )
+
+
+ANY_CONFIG = Config()
+"""Demands nothing."""
 
 
 def _zstd(text: str) -> Zstd:
@@ -163,3 +170,7 @@ class WriteOptions:
             prefix = getattr(self, name)
             if prefix.startswith("/") or ".." in prefix.split("/"):
                 raise InvalidArgumentError(f"WriteOptions.{name} must stay below the database, is {prefix!r}")
+
+
+USUAL_OPTIONS = WriteOptions()
+"""What nobody said otherwise."""

@@ -14,7 +14,7 @@ Nodes are appended children before parents, so a reference never points at what 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,7 @@ from ocdbt_py.format.datafile import Location, common_prefix_length
 from ocdbt_py.format.key_column import cut_for, search
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(NamedTuple):
     """A tree as a version names it; ``location`` None is the empty tree."""
 
     height: int

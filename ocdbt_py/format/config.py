@@ -1,6 +1,6 @@
 """The configuration of a database, stored in every manifest and never changed after creation.
 
-Format document, "Configuration". ``__post_init__`` checks nothing, so that a wrong configuration can be named and
+Format document, "Configuration". Making one checks nothing, so that a wrong configuration can be named and
 reported; encoding and decoding check everything.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ocdbt_py.errors import InvalidArgumentError
@@ -36,8 +35,7 @@ class Zstd(NamedTuple):
 _DEFAULT_COMPRESSION: Final = Zstd(0)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredConfig:
+class StoredConfig(NamedTuple):
     """What the creator of a database decided for all its writers.
 
     ``uuid`` is 16 bytes. Values longer than ``max_inline_value_bytes`` are stored outside the nodes.

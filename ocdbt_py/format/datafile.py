@@ -8,6 +8,7 @@ of that reference, the *transitive* base path, so a whole subtree written for a 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ocdbt_py.errors import InvalidArgumentError
@@ -77,32 +78,35 @@ def common_prefix_length(a: bytes, b: bytes) -> int:
 def encode_file_table(files: Iterable[DataFileId]) -> tuple[bytes, dict[DataFileId, int]]:
     """The canonical table of ``files`` (sorted, each once), and the number of each in it."""
     table = sorted(set(files))
-    prefixes, suffixes = [], []
-    path_before = base_before = b""
-    for base, relative in table:
-        path = base + relative
-        if len(path) > MAX_PATH_LENGTH:
-            raise InvalidArgumentError(
-                f"Data file path of {len(path)} bytes exceeds {MAX_PATH_LENGTH}: {path[:80]!r}..."
-            )
-        # A shared prefix ends with the base path unless both base paths are the same.
-        if base == base_before:
-            shared = common_prefix_length(path, path_before)
-        else:
-            shared = common_prefix_length(base, base_before)
-        prefixes.append(shared)
-        suffixes.append(path[shared:])
-        path_before, base_before = path, base
+    if not table:
+        return encode_varint(0), {}
+    rows = list(map(_table_row, table, [NO_FILE, *table]))
+    prefixes, suffixes, suffix_lengths, base_lengths = zip(*rows, strict=True)
     encoded = b"".join(
         (
             encode_varint(len(table)),
             encode_varint_column(prefixes[1:]),
-            encode_varint_column([len(suffix) for suffix in suffixes]),
-            encode_varint_column([len(base) for base, _ in table]),
+            encode_varint_column(suffix_lengths),
+            encode_varint_column(base_lengths),
             *suffixes,
         )
     )
-    return encoded, {file: number for number, file in enumerate(table)}
+    return encoded, dict(zip(table, range(len(table)), strict=True))
+
+
+@lru_cache(maxsize=256)  # a manifest has all the rows of the one before, but for one or two
+def _table_row(file: DataFileId, before: DataFileId) -> tuple[int, bytes, int, int]:
+    """How much of its path a file shares with the one before, the rest, and the lengths of that and of its base."""
+    base, relative = file
+    path = base + relative
+    if len(path) > MAX_PATH_LENGTH:
+        raise InvalidArgumentError(f"Data file path of {len(path)} bytes exceeds {MAX_PATH_LENGTH}: {path[:80]!r}...")
+    # A shared prefix ends with the base path unless both base paths are the same.
+    if base == before.base_path:
+        shared = common_prefix_length(path, before.path)
+    else:
+        shared = common_prefix_length(base, before.base_path)
+    return shared, path[shared:], len(path) - shared, len(base)
 
 
 def decode_file_table(reader: Reader, base_path: bytes) -> tuple[DataFileId, ...]:

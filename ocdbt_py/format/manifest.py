@@ -8,8 +8,7 @@ is *single* (format document, "Single and numbered").
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.config import ManifestKind, StoredConfig, decode_config, encode_config
@@ -44,8 +43,7 @@ MANIFEST_NAME: Final = "manifest.ocdbt"
 _NUMBERED = re.compile(r"manifest\.([0-9][0-9a-f]{15})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """``versions`` oldest first, all of the newest leaf; ``version_nodes`` highest first. Both empty: only a config."""
 
     config: StoredConfig

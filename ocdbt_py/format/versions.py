@@ -11,9 +11,8 @@ The rules are functions that name the first fault of a list of entries, or none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from ocdbt_py.errors import InvalidArgumentError
 from ocdbt_py.format.config import Zstd, arity_fault
@@ -49,8 +48,7 @@ _MISSING: Final = MAX_U64
 """Offset and length of a root that is not there (format document, "Leaf entry array")."""
 
 
-@dataclass(frozen=True, slots=True)
-class VersionEntry:
+class VersionEntry(NamedTuple):
     """One version. ``root`` is None for an empty tree; times are nanoseconds since the Unix epoch.
 
     The statistics count the whole tree: keys, encoded bytes of its nodes, and bytes of values stored outside them.
@@ -65,8 +63,7 @@ class VersionEntry:
     commit_time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class VersionNodeReference:
+class VersionNodeReference(NamedTuple):
     """A version tree node of ``height``: its last generation, how many versions it holds, and its earliest time."""
 
     generation: int
@@ -76,8 +73,7 @@ class VersionNodeReference:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
-class VersionNode:
+class VersionNode(NamedTuple):
     """Height 0 holds versions, oldest first; above it, references to nodes one lower."""
 
     version_tree_arity_log2: int

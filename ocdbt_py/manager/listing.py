@@ -109,7 +109,7 @@ def find_steps(place: Place, names: NameFormat, *, only_whole: bool, read_metada
             metadata = metadata or CheckpointMetadata()
             metrics = _metrics(at, metadata) if read_metadata else None
             time = _commit_time(at, metadata)
-            found[step] = SavedStep(step, time, metrics, metadata.custom_metadata, name=directories[step])
+            found[step] = SavedStep(step, time, metrics, dict(metadata.custom_metadata), name=directories[step])
 
     each(look, directories, place.storage.capabilities.parallel)
     return [found[step] for step in sorted(found)]

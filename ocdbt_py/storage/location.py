@@ -9,7 +9,7 @@ also be TensorStore's URL of a key-value store in a database, percent-encoded as
 Who serves a scheme: our own backends, from a table of names (an uninstalled clone has no entry points, and looking for
 them takes longer than opening a database); then other people's, from the entry-point group ``ocdbt_py.backends``; then
 the generic backend, which serves whatever fsspec knows. Each is a :class:`Backend`. What a URL means beyond its scheme
-is the backend's business, and nothing here imports fsspec.
+is the backend's business, and nothing here imports fsspec. What few URLs need is imported, and compiled, for them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, Protocol, cast
-from urllib.parse import unquote, unquote_to_bytes
 
 from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from ocdbt_py.storage.protocol import Storage
@@ -57,15 +54,15 @@ _GENERIC = "ocdbt_py_backends.generic:GenericStorage"
 """Serves whatever else fsspec knows, with what all of its filesystems can do."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
-_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
-_WEB = re.compile(r"(?:\A|::)https?://", re.IGNORECASE)
+_COLLAPSED = r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)"
+_WEB = r"(?i:(?:\A|::)https?://)"
 """URLs that are percent-encoded in any form, also at the end of a chain."""
 
 _OCDBT = re.compile(r"\|ocdbt(?::|$)")
-_VERSION = re.compile(r"v0*[1-9][0-9]*|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?Z")
-_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_VERSION = r"v0*[1-9][0-9]*|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?Z"
+_BAD_PERCENT = r"%(?![0-9A-Fa-f]{2})"
 # The second form is a password with a slash in it: what follows the colon is no port.
-_USER_INFO = re.compile(r"\A(?:[^/]*@|[^/:@]*:(?![0-9]*(?:/|\Z))[^@]*@)")
+_USER_INFO = r"\A(?:[^/]*@|[^/:@]*:(?![0-9]*(?:/|\Z))[^@]*@)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +140,7 @@ def safe_url(url: str) -> str:
     links = []
     for link in url.split("::"):
         scheme, separator, rest = link.partition("://")
-        links.append(scheme + separator + _USER_INFO.sub("", re.split("[?#]", rest)[0]) if separator else link)
+        links.append(scheme + separator + re.sub(_USER_INFO, "", re.split("[?#]", rest)[0]) if separator else link)
     return "::".join(links)
 
 
@@ -161,10 +158,11 @@ def load_backend(target: str) -> Any:
         package = module.partition(".")[0]
         if error.name != package:
             raise
-        folder = Path(__file__).parents[2] / "backends"
+        clone = os.path.abspath(f"{__file__}/../../..")
+        folder = os.path.join(clone, "backends")
         remedy = (
-            f"this clone is not installed: run pip install --editable {folder.parent}, or put {folder} on PYTHONPATH"
-            if (folder / package).is_dir()
+            f"this clone is not installed: run pip install --editable {clone}, or put {folder} on PYTHONPATH"
+            if os.path.isdir(os.path.join(folder, package))
             else "it belongs to the distribution ocdbt-py: install that again"
         )
         raise UnsupportedError(
@@ -183,7 +181,7 @@ def _spelled(url: object, options: Mapping[str, Any] | None) -> tuple[str, Mappi
         options = own
     if isinstance(url, os.PathLike):
         text = os.fsdecode(url)
-        if _COLLAPSED.match(text):
+        if re.match(_COLLAPSED, text):
             raise InvalidArgumentError(f"{text} was a URL before pathlib took it for a path; pass it as str or UPath")
         return text, options
     if own is not None:
@@ -196,21 +194,23 @@ def _split(text: str) -> tuple[str, str | None, bytes]:
     found = _OCDBT.search(text)
     if found is None:
         return text, None, b""
+    from urllib.parse import unquote, unquote_to_bytes
+
     base, rest = text[: found.start()], text[found.end() :]
     for text_part in (base, rest) if "://" in base else (rest,):
-        if _BAD_PERCENT.search(text_part):
+        if re.search(_BAD_PERCENT, text_part):
             raise InvalidArgumentError(f"{safe_url(text)}: a % in this form of URL begins a code like %20; write %25")
     if any(mark in rest for mark in "|?#"):
         raise InvalidArgumentError(f"{safe_url(text)}: after |ocdbt: comes a key prefix, where | ? # are %7C %3F %23")
     version = None
     if rest.startswith("@"):
         version, _, rest = rest[1:].partition("/")
-        if not _VERSION.fullmatch(version):
+        if not re.fullmatch(_VERSION, version):
             raise InvalidArgumentError(
                 f"{safe_url(base)}|ocdbt:@{version}: after @ comes a generation (v3) or a time "
                 "(2026-01-31T12:00:00Z); a key prefix that begins with @ is spelled %40"
             )
-    if "://" in base and not _WEB.search(base):
+    if "://" in base and not re.search(_WEB, base):
         base = unquote(base, errors="surrogateescape")
     return base, version, unquote_to_bytes(rest.encode("utf-8", "surrogateescape"))
 
@@ -233,6 +233,8 @@ def _backend(scheme: str) -> Backend:
     target = _BACKENDS.get(scheme)
     if target is not None:
         return cast(Backend, load_backend(target))
+    from importlib.metadata import entry_points
+
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         return cast(Backend, entry_point.load())
     return cast(Backend, load_backend(_GENERIC))

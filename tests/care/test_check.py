@@ -72,7 +72,7 @@ def rewrite(path: Path, change: Callable[[Manifest], Manifest], name: str = "man
 
 
 def with_versions(change: Callable[[VersionEntry], VersionEntry]) -> Callable[[Manifest], Manifest]:
-    return lambda manifest: replace(manifest, versions=tuple(map(change, manifest.versions)))
+    return lambda manifest: manifest._replace(versions=tuple(map(change, manifest.versions)))
 
 
 def overwrite(path: Path, location: Location, data: bytes) -> None:
@@ -160,7 +160,7 @@ def test_an_older_numbered_manifest_that_is_wrong(numbered: Path, damaged: str) 
     elif damaged == "the name":
         old.write_bytes(other.read_bytes())
     else:
-        rewrite(numbered, lambda m: replace(m, config=replace(m.config, max_inline_value_bytes=3)), old.name)
+        rewrite(numbered, lambda m: m._replace(config=m.config._replace(max_inline_value_bytes=3)), old.name)
     finding = damage(numbered)["manifest"]
     assert finding.path == old.name
     assert len(ocdbt_py.open(numbered)) == 6
@@ -168,7 +168,7 @@ def test_an_older_numbered_manifest_that_is_wrong(numbered: Path, damaged: str) 
 
 def test_manifests_that_tell_different_things_of_one_version(numbered: Path) -> None:
     old = sorted(numbered.glob("manifest.0*"))[1]
-    rewrite(numbered, with_versions(lambda v: replace(v, commit_time_ns=v.commit_time_ns + 1)), old.name)
+    rewrite(numbered, with_versions(lambda v: v._replace(commit_time_ns=v.commit_time_ns + 1)), old.name)
     assert {(finding.kind, finding.path) for finding in check(numbered).findings} == {("history", old.name)}
 
 
@@ -195,9 +195,8 @@ def test_a_version_node_that_cannot_be_read(path: Path) -> None:
 def test_a_version_node_that_is_another_one(path: Path) -> None:
     def swap(manifest: Manifest) -> Manifest:
         first, *rest, last = manifest.version_nodes
-        return replace(
-            manifest,
-            version_nodes=(replace(first, location=last.location), *rest, replace(last, location=first.location)),
+        return manifest._replace(
+            version_nodes=(first._replace(location=last.location), *rest, last._replace(location=first.location)),
         )
 
     rewrite(path, swap)
@@ -209,7 +208,7 @@ def test_a_version_node_that_is_another_one(path: Path) -> None:
 def test_one_version_node_with_two_expectations(path: Path) -> None:
     def share(manifest: Manifest) -> Manifest:
         first, *rest, last = manifest.version_nodes
-        return replace(manifest, version_nodes=(replace(first, location=last.location), *rest, last))
+        return manifest._replace(version_nodes=(first._replace(location=last.location), *rest, last))
 
     rewrite(path, share)
     report = check(path)
@@ -221,7 +220,7 @@ def test_one_version_node_with_two_expectations(path: Path) -> None:
 def test_a_reference_that_miscounts_the_versions(path: Path) -> None:
     def miscount(manifest: Manifest) -> Manifest:
         first, *rest = manifest.version_nodes
-        return replace(manifest, version_nodes=(replace(first, num_generations=first.num_generations - 1), *rest))
+        return manifest._replace(version_nodes=(first._replace(num_generations=first.num_generations - 1), *rest))
 
     rewrite(path, miscount)
     found = damage(path)
@@ -233,7 +232,7 @@ def test_a_reference_that_miscounts_the_versions(path: Path) -> None:
 def test_a_reference_with_another_time_than_its_first_version(path: Path) -> None:
     def earlier(manifest: Manifest) -> Manifest:
         first, *rest = manifest.version_nodes
-        return replace(manifest, version_nodes=(replace(first, commit_time_ns=first.commit_time_ns - 1), *rest))
+        return manifest._replace(version_nodes=(first._replace(commit_time_ns=first.commit_time_ns - 1), *rest))
 
     rewrite(path, earlier)
     found = damage(path)
@@ -243,8 +242,8 @@ def test_a_reference_with_another_time_than_its_first_version(path: Path) -> Non
 
 def test_a_version_older_than_the_one_before_it(path: Path) -> None:
     def too_early(manifest: Manifest) -> Manifest:
-        first = replace(manifest.versions[0], commit_time_ns=manifest.version_nodes[-1].commit_time_ns + 1)
-        return replace(manifest, versions=(first, *manifest.versions[1:]))
+        first = manifest.versions[0]._replace(commit_time_ns=manifest.version_nodes[-1].commit_time_ns + 1)
+        return manifest._replace(versions=(first, *manifest.versions[1:]))
 
     rewrite(path, too_early)
     found = damage(path)
@@ -261,8 +260,8 @@ def test_a_time_out_of_order_within_the_version_tree(path: Path) -> None:
         leaf, location = location, node.entries[0].location  # type: ignore[union-attr]
     parent = nodes.any_version_node(leaf)
     first, second = node.entries
-    late = replace(second, commit_time_ns=parent.entries[1].commit_time_ns + 1)
-    overwrite(path, location, encode_version_node(replace(node, entries=(first, late)), None))  # type: ignore[arg-type]
+    late = second._replace(commit_time_ns=parent.entries[1].commit_time_ns + 1)
+    overwrite(path, location, encode_version_node(node._replace(entries=(first, late)), None))  # type: ignore[arg-type]
     found = damage(path)
     assert set(found) == {"commit-time-order"}
     assert found["commit-time-order"].generation == 2
@@ -315,7 +314,7 @@ def test_a_node_that_cannot_be_read_is_told_once_and_the_others_are_checked(path
 
 
 def test_a_root_of_another_height(path: Path) -> None:
-    rewrite(path, with_versions(lambda v: replace(v, root_height=v.root_height + 1)))
+    rewrite(path, with_versions(lambda v: v._replace(root_height=v.root_height + 1)))
     report = check(path)
     assert [finding.kind for finding in report.damage] == ["height"] * 2
     assert report.unreadable == (12, 11)
@@ -338,7 +337,7 @@ def test_keys_outside_the_range_their_parent_gives(path: Path) -> None:
 
 
 def test_wrong_statistics_of_a_root(path: Path) -> None:
-    rewrite(path, with_versions(lambda v: replace(v, num_keys=v.num_keys + 10, num_indirect_value_bytes=0)))
+    rewrite(path, with_versions(lambda v: v._replace(num_keys=v.num_keys + 10, num_indirect_value_bytes=0)))
     report = check(path)
     assert [finding.kind for finding in report.damage] == ["statistics"] * 2
     assert "num_keys 22 where the tree has 12" in report.damage[0].message
@@ -353,8 +352,8 @@ def test_one_root_with_two_expectations(path: Path) -> None:
 
         def share(manifest: Manifest, change: dict[str, Any] = change) -> Manifest:
             older, newer = manifest.versions
-            copied = replace(newer, generation=older.generation, commit_time_ns=older.commit_time_ns, **change)
-            return replace(manifest, versions=(copied, newer))
+            copied = newer._replace(generation=older.generation, commit_time_ns=older.commit_time_ns, **change)
+            return manifest._replace(versions=(copied, newer))
 
         good = (path / "manifest.ocdbt").read_bytes()
         rewrite(path, share)
@@ -368,8 +367,8 @@ def test_two_references_that_disagree_about_what_cannot_be_read(path: Path) -> N
 
     def share(manifest: Manifest) -> Manifest:
         older, newer = manifest.versions
-        copied = replace(newer, generation=older.generation, commit_time_ns=older.commit_time_ns, num_keys=99)
-        return replace(manifest, versions=(copied, newer))
+        copied = newer._replace(generation=older.generation, commit_time_ns=older.commit_time_ns, num_keys=99)
+        return manifest._replace(versions=(copied, newer))
 
     rewrite(path, share)
     with ocdbt_py.open(path) as db:
@@ -421,7 +420,7 @@ def test_a_file_that_ends_before_its_values_do(tmp_path: Path) -> None:
 def test_a_file_outside_of_the_database_is_not_opened(path: Path, name: bytes) -> None:
     def elsewhere(version: VersionEntry) -> VersionEntry:
         assert version.root is not None
-        return replace(version, root=version.root._replace(file=DataFileId(b"", name)))
+        return version._replace(root=version.root._replace(file=DataFileId(b"", name)))
 
     rewrite(path, with_versions(elsewhere))
     found = damage(path)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import pytest
 
 import ocdbt_py
 from ocdbt_py.backends import LocalStorage
+from ocdbt_py.checkpoint import async_saving
 from ocdbt_py.checkpoint.async_saving import AsyncSave, save_async
 from ocdbt_py.checkpoint.restore import restore
 from ocdbt_py.checkpoint.save import save
@@ -281,6 +283,8 @@ def test_an_error_that_nobody_can_ask_for_any_more_is_reported_once(tmp_path: Pa
 
 
 def join_saves() -> None:
+    while async_saving._under_way:  # its thread may be about to start
+        time.sleep(0.001)
     for thread in threading.enumerate():
         if thread.name == "ocdbt-save":
             thread.join()
@@ -309,10 +313,10 @@ def test_an_error_that_is_kept_does_not_keep_the_copies(tmp_path: Path, monkeypa
 
 
 def test_where_no_thread_can_be_had_the_caller_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(self: threading.Thread) -> None:
+    def start(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(async_saving, "start_new_thread", start)
     handle = save_async(tmp_path / "c", {"a": big(1)})
     assert handle.done()
     handle.result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,16 +42,16 @@ def decode(data: bytes) -> StoredConfig:
     [
         (PLAIN, config_bytes()),
         (StoredConfig(UUID), config_bytes(method="01", level="00000000")),
-        (replace(PLAIN, manifest_kind=ManifestKind.NUMBERED), config_bytes(manifest_kind="01")),
-        (replace(PLAIN, max_inline_value_bytes=0), config_bytes(max_inline_value_bytes="00")),
-        (replace(PLAIN, max_inline_value_bytes=1048577), config_bytes(max_inline_value_bytes="818040")),
-        (replace(PLAIN, max_inline_value_bytes=2**32 - 1), config_bytes(max_inline_value_bytes="ffffffff0f")),
-        (replace(PLAIN, max_decoded_node_bytes=2**32 - 1), config_bytes(max_decoded_node_bytes="ffffffff0f")),
-        (replace(PLAIN, max_decoded_node_bytes=0), config_bytes(max_decoded_node_bytes="00")),
-        (replace(PLAIN, version_tree_arity_log2=1), config_bytes(version_tree_arity_log2="01")),
-        (replace(PLAIN, version_tree_arity_log2=16), config_bytes(version_tree_arity_log2="10")),
-        (replace(PLAIN, compression=Zstd(22)), config_bytes(method="01", level="16000000")),
-        (replace(PLAIN, compression=Zstd(-131072)), config_bytes(method="01", level="0000feff")),
+        (PLAIN._replace(manifest_kind=ManifestKind.NUMBERED), config_bytes(manifest_kind="01")),
+        (PLAIN._replace(max_inline_value_bytes=0), config_bytes(max_inline_value_bytes="00")),
+        (PLAIN._replace(max_inline_value_bytes=1048577), config_bytes(max_inline_value_bytes="818040")),
+        (PLAIN._replace(max_inline_value_bytes=2**32 - 1), config_bytes(max_inline_value_bytes="ffffffff0f")),
+        (PLAIN._replace(max_decoded_node_bytes=2**32 - 1), config_bytes(max_decoded_node_bytes="ffffffff0f")),
+        (PLAIN._replace(max_decoded_node_bytes=0), config_bytes(max_decoded_node_bytes="00")),
+        (PLAIN._replace(version_tree_arity_log2=1), config_bytes(version_tree_arity_log2="01")),
+        (PLAIN._replace(version_tree_arity_log2=16), config_bytes(version_tree_arity_log2="10")),
+        (PLAIN._replace(compression=Zstd(22)), config_bytes(method="01", level="16000000")),
+        (PLAIN._replace(compression=Zstd(-131072)), config_bytes(method="01", level="0000feff")),
     ],
 )
 def test_a_configuration_is_written_and_read(config: StoredConfig, data: bytes) -> None:
@@ -98,7 +97,7 @@ def test_a_stored_configuration_out_of_range_is_refused(changes: dict[str, str],
 )
 def test_a_configuration_out_of_range_is_not_written(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        encode_config(replace(PLAIN, **changes))
+        encode_config(PLAIN._replace(**changes))
 
 
 @given(

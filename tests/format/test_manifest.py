@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,7 +69,7 @@ MANIFEST_BYTES = bytes.fromhex(
     "bc68f252"  # CRC-32C
 )
 
-CONFIG_ONLY = Manifest(replace(MANIFEST.config, manifest_kind=ManifestKind.NUMBERED), (), ())
+CONFIG_ONLY = Manifest(MANIFEST.config._replace(manifest_kind=ManifestKind.NUMBERED), (), ())
 
 
 def test_the_worked_example_is_written_and_read() -> None:
@@ -87,7 +86,7 @@ def test_the_manifest_of_a_numbered_database_is_its_configuration() -> None:
 
 
 def test_it_is_compressed_as_its_configuration_says() -> None:
-    manifest = replace(MANIFEST, config=replace(MANIFEST.config, compression=Zstd(5)))
+    manifest = MANIFEST._replace(config=MANIFEST.config._replace(compression=Zstd(5)))
     data = encode_manifest(manifest)
     body = decode_envelope(MANIFEST_MAGIC, data)
     assert data == encode_envelope(MANIFEST_MAGIC, body, Zstd(5))
@@ -153,7 +152,7 @@ def reference(
 
 
 def manifest(latest: int, *references: VersionNodeReference, arity_log2: int = 1) -> Manifest:
-    return Manifest(replace(MANIFEST.config, version_tree_arity_log2=arity_log2), (version(latest),), references)
+    return Manifest(MANIFEST.config._replace(version_tree_arity_log2=arity_log2), (version(latest),), references)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,7 @@ def test_a_broken_rule_is_named(bad: Manifest, message: str, monkeypatch: pytest
 )
 def test_what_would_not_be_read_is_not_written(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=f"Manifest: .*{message}"):
-        encode_manifest(replace(MANIFEST, **changes))
+        encode_manifest(MANIFEST._replace(**changes))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -299,7 +298,7 @@ def test_a_broken_rule_is_named(fields: dict[str, str], message: str) -> None:
 )
 def test_what_would_not_be_read_is_not_written(node: VersionNode, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        encode_version_node(replace(node, **changes), None)
+        encode_version_node(node._replace(**changes), None)
 
 
 @st.composite

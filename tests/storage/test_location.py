@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -351,7 +352,7 @@ def test_other_peoples_schemes_come_from_entry_points(monkeypatch: pytest.Monkey
         assert group == "ocdbt_py.backends"
         return [EntryPoint(name, f"{__name__}:OtherPeoplesBackend", group)] if name == "theirs" else []
 
-    monkeypatch.setattr(location, "entry_points", entry_points)
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     assert resolve("theirs://a", storage_options={"key": 1}).path == "/theirs/a"
 

@@ -122,7 +122,7 @@ class _OldRestore:
 def _open(place: Place) -> tuple[StoredTree, Kind]:
     layout = identify(place)
     if layout.kind is Kind.STEP and holds_database(layout.names):
-        layout = replace(layout, kind=Kind.DATABASE)  # a tree that has lost its metadata
+        layout = layout._replace(kind=Kind.DATABASE)  # a tree that has lost its metadata
     if layout.kind not in (Kind.PYTREE, Kind.OLD_PYTREE, Kind.ARRAYS, Kind.DATABASE):
         raise _no_tree(layout)
     return StoredTree.open(layout), layout.kind
