@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import mmap
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,20 @@ def test_a_large_array_has_pages_of_its_own_which_go_with_it() -> None:
     array = allocate("a", (3, 1 << 20), np.dtype(np.float32))
     assert isinstance(array.base, mmap.mmap)
     assert len(array.base) == array.nbytes
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs Linux with huge pages")
+def test_a_large_array_asks_for_huge_pages() -> None:
+    array = allocate("a", (3, 1 << 20), np.dtype(np.float32))
+    flags: list[str] = []
+    is_its_own = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if place := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            start, stop = (int(digits, 16) for digits in place.groups())
+            is_its_own = start <= array.ctypes.data < stop
+        elif is_its_own and line.startswith("VmFlags:"):
+            flags = line.split()
+    assert "hg" in flags
 
 
 @pytest.mark.parametrize("shape", [(0,), (), (5,), (100_000,), (3 << 20, 2)])
