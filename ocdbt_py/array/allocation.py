@@ -28,8 +28,8 @@ ALIGNMENT: Final = 64
 _SMALL: Final = 16 << 10
 """Bytes that are copied sooner than laid out well."""
 
-_LARGE: Final = 4 << 20
-"""Bytes from which NumPy asks for huge pages."""
+_LARGE: Final = 2 << 20
+"""Bytes of a huge page on most machines."""
 
 _HAS_PAGES: Final = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS")
 
