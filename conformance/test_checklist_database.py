@@ -344,7 +344,7 @@ class Divided(FaultyStorage):
     def list(self, prefix: str, *, deep: bool = False) -> Iterator[Any]:
         for directory in ("data", "manifests"):
             for item in super().list(prefix.replace("/db/", f"/{directory}/", 1), deep=deep):
-                yield replace(item, path=item.path.replace(f"/{directory}/", "/db/", 1))
+                yield item._replace(path=item.path.replace(f"/{directory}/", "/db/", 1))
 
     def sync(self, paths: Any) -> None:
         super().sync([self._real(path) for path in paths])

@@ -27,6 +27,14 @@ def test_a_local_database_is_used_without_jax_fsspec_or_asyncio(tmp_path: Path) 
     assert not loaded & {"jax", "fsspec", "tensorstore", "asyncio", "rich"}
 
 
+def test_a_database_opened_to_be_written_has_loaded_what_commits(tmp_path: Path) -> None:
+    """A child that is forked while a thread imports it would wait for the lock of that import for ever."""
+    where = repr(str(tmp_path))
+    loaded = modules_after(f"import ocdbt_py; ocdbt_py.open({where}, 'a'), ocdbt_py.open({where}, 'a')")
+    written = modules_after(f"import ocdbt_py; db = ocdbt_py.open({where}, 'a'); db['a'] = b'b'")
+    assert written <= loaded
+
+
 def test_to_open_save_and_restore_nothing_is_loaded_that_few_calls_need() -> None:
     loaded = modules_after("import ocdbt_py; ocdbt_py.open, ocdbt_py.save, ocdbt_py.restore")
     of_numpy = modules_after("import numpy")

@@ -34,9 +34,7 @@ def decode_object(data: bytes | memoryview, *, path: str, limit: int) -> dict[st
     if len(data) > limit:
         raise CorruptDataError(f"{path} has {len(data)} bytes; such a document has at most {limit}", path=path)
     try:
-        document = json.loads(
-            str(data, "utf-8").removeprefix("\ufeff"), object_pairs_hook=_object, parse_constant=_no_constant
-        )
+        document = _DECODER.decode(str(data, "utf-8").removeprefix("\ufeff"))
     except RecursionError as error:
         raise CorruptDataError(f"{path} is nested too deeply", path=path) from error
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError and int() of too many digits are such
@@ -55,6 +53,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 
 
 def member(document: dict[str, Any], name: str) -> Any:

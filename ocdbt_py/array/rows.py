@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = ["arrays_at", "rows_alike"]
 
-_MANY: Final = 8
+_MANY: Final = 24
 """Fewer arrays are made one by one."""
 
 _SMALL: Final = 1 << 20

@@ -38,17 +38,23 @@ def array_key(name: str, file: str) -> bytes:
 
 def array_keys(names: Sequence[str], file: str) -> list[bytes]:
     """The keys of that file of many arrays."""
-    if names and "" not in names:
+    keys: list[bytes] = []
+    for start in range(0, len(names), _TOGETHER):
+        some = names[start : start + _TOGETHER]
         try:
-            keys = f"{f'/{file}{_APART}'.join(names)}/{file}".encode().split(_APART.encode())
+            made = f"{f'/{file}{_APART}'.join(some)}/{file}".encode().split(_APART.encode())
         except UnicodeEncodeError:
-            keys = []
-        if len(keys) == len(names):  # else one of them has that character, or none that UTF-8 can hold
-            return keys
-    return [array_key(name, file) for name in names]
+            made = []
+        # else one of them is the top, has that character, or none that UTF-8 can hold
+        is_usual = len(made) == len(some) and "" not in some
+        keys += made if is_usual else [array_key(name, file) for name in some]
+    return keys
 
 
 _APART = "\0"
+
+_TOGETHER = 1024
+"""Names of which keys are made at a time: their text is small enough for memory that was used before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ class ArraySpec:
             ("key_shape", chunks if sharding is None else sharding.shape),
             ("key_grid", key_grid),
             ("index_nbytes", 0 if sharding is None else sharding.index_nbytes(chunks)),
-            ("index_strides", _strides("C" if sharding is None else sharding.order, key_grid, 1)[0]),
+            ("index_strides", key_grid if sharding is None else _strides(sharding.order, key_grid, 1)[0]),
             ("stored_dtype", stored_dtype(dtype, self.byte_order)),
         ):
             object.__setattr__(self, name, value)
@@ -198,7 +204,7 @@ class ArraySpec:
 def _strides(order: AxisOrder, shape: Sequence[int], itemsize: int) -> tuple[tuple[int, ...], int]:
     """From one element to the next along each axis, and the size of all."""
     axes = axes_of(order, len(shape))
-    if sorted(axes) != list(range(len(shape))):
+    if isinstance(order, tuple) and sorted(axes) != list(range(len(shape))):
         raise InvalidArgumentError(f"{order} is not an order of {len(shape)} axes")
     strides = [0] * len(shape)
     for axis in reversed(axes):
@@ -209,6 +215,8 @@ def _strides(order: AxisOrder, shape: Sequence[int], itemsize: int) -> tuple[tup
 
 def _bits_of_negative_zero(dtype: np.dtype[Any], value: Scalar | None) -> bytes | None:
     """Negative zero equals zero, and yet two arrays with these are not alike."""
+    if value is None:
+        return None
     parts = (value.real, value.imag) if isinstance(value, complex) else (value,)
     if any(isinstance(part, float) and part == 0 and math.copysign(1, part) < 0 for part in parts):
         return np.array([value]).astype(dtype).tobytes()

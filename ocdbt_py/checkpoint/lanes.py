@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -54,15 +55,15 @@ class Chunk(NamedTuple):
     """Of the array, in this chunk."""
 
 
+@dataclass(slots=True, repr=False, eq=False)
 class Batch:
     """Values and their keys, and those yet to be made; ``nbytes`` of arrays that they stand for, some perhaps without a
     value here."""
 
-    def __init__(self) -> None:
-        self.keys: list[bytes] = []
-        self.values: list[Buffer] = []
-        self.nbytes = 0
-        self.chunks: list[tuple[bytes, Chunk]] = []
+    keys: list[bytes] = field(default_factory=list)
+    values: list[Buffer] = field(default_factory=list)
+    nbytes: int = 0
+    chunks: list[tuple[bytes, Chunk]] = field(default_factory=list)
 
 
 class Placed(NamedTuple):

@@ -19,6 +19,9 @@ __all__ = ["INDEX", "PATH", "STEP", "LeafColumns", "LeafRecord", "value_types"]
 STEP, INDEX, PATH = "\0", "\1", "\2"
 """Between the steps of a path that is a text, behind a step that is an index, and between paths."""
 
+_TOGETHER = 1024
+"""Paths of which names are made at a time: their text is small enough for memory that was used before."""
+
 
 class LeafRecord(NamedTuple):
     """One entry of ``_METADATA``. ``write_shape``, of JAX arrays only: the shape one writer writes at a time."""
@@ -39,7 +42,11 @@ class LeafColumns(Sequence[LeafRecord]):
     @property
     def names(self) -> list[str]:
         """The names that the paths make; see :func:`ocdbt_py.checkpoint.names.leaf_name`."""
-        return PATH.join(self._texts).replace(INDEX, "").replace(STEP, ".").split(PATH)
+        names: list[str] = []
+        for start in range(0, len(self._texts), _TOGETHER):
+            text = PATH.join(self._texts[start : start + _TOGETHER])
+            names += text.replace(INDEX, "").replace(STEP, ".").split(PATH)
+        return names
 
     @cached_property
     def _paths(self) -> list[Path]:

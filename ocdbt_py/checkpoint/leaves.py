@@ -148,12 +148,15 @@ class JaxArrays:
             self.judged.clear()
         return True
 
-    def taken(self, value: Any) -> NDArray[Any] | None:
-        """The elements of ``value``, if it is such an array."""
+    def taken(self, value: Any) -> tuple[NDArray[Any], Any] | None:
+        """The elements of ``value`` and what is known of those like it, if it is such an array."""
         if type(value) is not self._type or value.sharding != self._sharding:
             return None
+        known = self.judged.get((value.shape, value.dtype))
+        if known is None:
+            return None
         try:
-            return np.asarray(value)
+            return np.asarray(value), known
         except RuntimeError:  # it was deleted, which :func:`stored_leaf` says better
             return None
 

@@ -61,32 +61,35 @@ def map_arrays(
     place: Place, source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec], seen: Seen | None = None
 ) -> dict[int, NDArray[Any]]:
     """Those of the arrays ``names[i]`` that can be mapped; ``source`` says where below ``place`` they are."""
-    files: dict[DataFileId, tuple[memoryview, NDArray[np.uint8]]] = {}
     arrays: dict[int, NDArray[Any]] = {}
     chunks = _found(source, names, specs)
     indices, found = chunks.indices, chunks.found
-    is_as_long = found.lengths == chunks.sizes()
-    for rows in rows_alike(found.numbers, chunks.kinds):
-        file, spec = found.sources[found.numbers[rows[0]]], chunks.specs[chunks.kinds[rows[0]]]
-        if not isinstance(file, DataFileId):
-            continue
-        if file not in files:
-            whole = _map_file(place, file, chunks.keys[rows[0]])
-            files[file] = whole, np.frombuffer(whole, np.uint8)
-        mapped, content = files[file]
-        offsets = found.offsets[rows]
-        is_usual = is_as_long[rows] & (offsets <= len(mapped) - spec.chunk_nbytes)
-        usual, offsets = rows[is_usual], offsets[is_usual]
-        if seen is not None:
-            for row, offset in zip(usual.tolist(), offsets.tolist(), strict=True):
-                seen(chunks.keys[row], mapped[offset : offset + spec.chunk_nbytes])
-        if len(usual):
-            arrays.update(
-                zip(indices[usual].tolist(), arrays_at(content, offsets, spec.shape, spec.dtype), strict=True)
-            )
-        for row in rows[~is_usual].tolist():
-            i, at = int(indices[row]), Location(file, int(found.offsets[row]), int(found.lengths[row]))
-            array = _mapped(place, mapped, names[i], spec, chunks.keys[row], at, seen)
+    files: dict[int, memoryview] = {}  # by their numbers among the sources
+    ends = np.full(len(found.sources), -1, np.int64)
+    for number in np.bincount(found.numbers).nonzero()[0].tolist():
+        file = found.sources[number]
+        if isinstance(file, DataFileId):
+            files[number] = _map_file(place, file, chunks.keys[int((found.numbers == number).argmax())])
+            ends[number] = len(files[number])
+    sizes = chunks.sizes()
+    is_usual = (found.lengths == sizes) & (found.offsets <= ends[found.numbers] - sizes)
+    usual = is_usual.nonzero()[0]
+    if seen is not None:
+        for row in usual.tolist():
+            start = int(found.offsets[row])
+            seen(chunks.keys[row], files[int(found.numbers[row])][start : start + int(sizes[row])])
+    contents = {number: np.frombuffer(mapped, np.uint8) for number, mapped in files.items()}
+    for alike in rows_alike(found.numbers[usual], chunks.kinds[usual]):
+        rows = usual[alike]
+        content, spec = contents[int(found.numbers[rows[0]])], chunks.specs[chunks.kinds[rows[0]]]
+        made = arrays_at(content, found.offsets[rows], spec.shape, spec.dtype)
+        arrays.update(zip(indices[rows].tolist(), made, strict=True))
+    for row in (~is_usual).nonzero()[0].tolist():
+        number, i = int(found.numbers[row]), int(indices[row])
+        file = found.sources[number]
+        if isinstance(file, DataFileId):
+            at = Location(file, int(found.offsets[row]), int(found.lengths[row]))
+            array = _mapped(place, files[number], names[i], chunks.specs[chunks.kinds[row]], chunks.keys[row], at, seen)
             if array is not None:
                 arrays[i] = array
     return arrays

@@ -309,8 +309,8 @@ def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
         alike = None
         if type(value) is np.ndarray:
             array, alike = value, judged.get((value.shape, value.dtype))
-        elif (array := jax_arrays.taken(value)) is not None:
-            alike = jax_arrays.judged.get((array.shape, array.dtype))
+        elif (taken := jax_arrays.taken(value)) is not None:
+            array, alike = taken
         if alike is not None:
             kind, spec = alike
         else:

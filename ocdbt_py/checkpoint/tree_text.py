@@ -22,6 +22,7 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocdbt_py.checkpoint.flatten import Key, KeyKind
 from ocdbt_py.checkpoint.leaf_records import INDEX, PATH, STEP, LeafColumns
@@ -34,6 +35,9 @@ Part = Callable[[int, int], bytes]
 _FIRST, _WINDOW = 4 << 10, 512 << 10
 """Bytes of a text that are searched at a time: few at first, then twice as many each time, up to a limit."""
 
+_TOGETHER = 64 << 10
+"""Bytes of a text that are taken apart at a time: the system then is not asked for memory each time, or for much."""
+
 _USUAL, _LONGEST = 1 << 10, 64 << 10
 """Bytes of an entry that is found alone, at most but for few, and at most."""
 
@@ -43,6 +47,7 @@ are too long together."""
 
 _START = b'{"tree_metadata": {"'
 _END = b'}}}, "use_ocdbt": '
+_BETWEEN = b'}}, "('
 _STEPS = '": {"key_metadata": ['
 
 _INDEX_STEP = b'", "key_type": 1}'
@@ -73,27 +78,54 @@ class _ValueTypes(dict[bytes, str]):
 
 def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
     """All entries, and the members beside ``tree_metadata``; None where the text is not of this form."""
-    if not data.startswith(_START) or b"\\" in data or np.frombuffer(data, np.uint8).min() < ord(" "):
+    if not data.startswith(_START):
+        return None
+    texts: list[str] = []
+    values: list[str] = []
+    hashes = []
+    kinds = _ValueTypes()
+    start, end = len(_START), b""
+    while start < len(data):
+        cut = data.rfind(_BETWEEN, start, start + _TOGETHER) if start + _TOGETHER < len(data) else -1
+        stop = len(data) if cut < 0 else cut + len(_BETWEEN) - 1
+        found = None if end else _split(data[start:stop])
+        if found is None:
+            return None
+        labels, paths, kind_texts, end = found
+        hashes.append(np.fromiter(map(hash, labels), np.int64, len(labels)))
+        try:
+            texts += paths[1:].decode().split(PATH)
+            values += map(kinds.__getitem__, kind_texts)
+        except (TypeError, KeyError, ValueError, RecursionError):
+            return None
+        start = stop
+    rest = _object(b"{" + end[len(", ") :]) if end.startswith(b", ") else None
+    if rest is None or "tree_metadata" in rest or not _are_distinct(hashes):
+        return None
+    return LeafColumns(texts, values), rest
+
+
+def _split(data: bytes) -> tuple[list[bytes], bytes, list[bytes], bytes] | None:
+    """The labels of some entries, their paths, their values, and what is behind them; ``data`` begins in a label."""
+    if b"\\" in data or np.frombuffer(data, np.uint8).min() < ord(" "):
         return None
     if _INDEX_STEP in data:
         data = data.replace(_INDEX_STEP, _INDEX + _DICT_STEP)
     *pieces, end = _ENTRY.split(data.replace(_NEXT_STEP, _STEP))
-    rest = _object(b"{" + end[len(", ") :]) if pieces and end.startswith(b", ") else None
-    if rest is None or "tree_metadata" in rest:
-        return None
-    pieces[0] = pieces[0][len(_START) :]
-    labels, paths, values = pieces[::3], pieces[1::3], pieces[2::3]
-    # nothing else is between the entries; and of one that comes twice JSON keeps the last
-    if b'"' in b"".join(labels) or len(set(labels)) < len(labels) or len(max(paths, key=len)) > _LONGEST_PATH:
+    labels, paths = pieces[::3], pieces[1::3]
+    # nothing else is between the entries
+    if not labels or b'"' in b"".join(labels) or len(max(paths, key=len)) > _LONGEST_PATH:
         return None
     text = _PATH + _PATH.join(paths)
     if _PATH + _STEP in text:
         return None  # an empty key at the top is not told from the top itself
-    kinds = _ValueTypes()
-    try:
-        return LeafColumns(text[1:].decode().split(PATH), list(map(kinds.__getitem__, values))), rest
-    except (TypeError, KeyError, ValueError, RecursionError):
-        return None
+    return labels, text, pieces[2::3], end
+
+
+def _are_distinct(hashes: list[NDArray[np.int64]]) -> bool:
+    """Whether these labels surely are: of an entry that comes twice JSON keeps the last."""
+    together = np.sort(np.concatenate(hashes))
+    return not (together[1:] == together[:-1]).any()
 
 
 class UsualText:

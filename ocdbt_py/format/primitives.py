@@ -55,10 +55,7 @@ def encode_varint_column(values: Sequence[int] | NDArray[np.integer]) -> bytes:
     if not len(values):
         return b""
     if len(values) <= _SHORT:
-        plain = values.tolist() if isinstance(values, np.ndarray) else values
-        if min(plain) >= 0 and max(plain) < 128:
-            return bytes(plain)
-        return b"".join(map(encode_varint, plain))
+        return b"".join(map(encode_varint, values.tolist() if isinstance(values, np.ndarray) else values))
     if not isinstance(values, np.ndarray) and not (min(values) >= 0 and max(values) <= MAX_U64):
         raise InvalidArgumentError("A number of the column is not an unsigned 64-bit number")
     column = np.asarray(values, np.uint64)
@@ -206,19 +203,21 @@ class Reader:
         reach = 2 * count
         while True:
             window = self._array[begin : begin + reach]
-            ends = np.flatnonzero(window < 128)
+            ends = (window < 128).nonzero()[0]
             if len(ends) >= count or reach >= longest * count or begin + reach >= len(self.data):
                 break
             reach = min(2 * reach, longest * count)
         ends = ends[:count]
-        widths = np.diff(ends, prepend=-1)
+        widths = ends.copy()
+        widths[1:] -= ends[:-1]
+        widths[:1] += 1
         if len(ends) < count or (width := int(widths.max())) > longest:
             self._plain(count, what, bits)  # finds the first faulty number and raises
             raise AssertionError("unreachable")
         starts = ends + 1 - widths
-        values = (window[starts] & 127).astype(np.uint64)
+        values: NDArray[np.uint64] = (window[starts] & 127).astype(np.uint64)
         for place in range(1, width):
-            longer = np.flatnonzero(widths > place)
+            longer = (widths > place).nonzero()[0]
             group = window[starts[longer] + place].astype(np.uint64) & np.uint64(127)
             if place == longest - 1 and int(group.max()) >> (64 if bits == 64 else 32) - 7 * place:
                 self._plain(count, what, bits)

@@ -25,7 +25,8 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 # 2 GiB of memory.
 _MAX_WINDOW_LOG = 27
 _GROWTH_LOG2 = 15  # a block of four bytes may stand for 128 KiB
-_PIECES = (64, 16384)  # bytes; smallest and largest pieces fed to a decompressor, which gives all they stand for
+_BUFFER = 32768  # bytes of content; larger ones are asked of the system each time, and given back
+_PIECES = (64, 32768)  # bytes; smallest and largest pieces fed to a decompressor, which gives all they stand for
 
 if sys.version_info >= (3, 14):
     from compression import zstd as _zstd
@@ -69,7 +70,7 @@ else:
         return compressor.compress(body) + compressor.flush()
 
     def _decompressor() -> _zstd.ZstdDecompressionObj:
-        return _zstd.ZstdDecompressor(max_window_size=1 << _MAX_WINDOW_LOG).decompressobj()
+        return _zstd.ZstdDecompressor(max_window_size=1 << _MAX_WINDOW_LOG).decompressobj(_BUFFER)
 
 
 def compress(body: bytes, level: int) -> bytes:
@@ -87,12 +88,18 @@ def decompress(data: bytes | memoryview, limit: int) -> bytes:
         raise ValueError("not a zstd frame")
     decompressor = _decompressor()
     smallest, largest = _PIECES
-    body = io.BytesIO()  # grows where it is, and gives up its bytes without a copy
+    body = io.BytesIO()  # grows where it is; takes its first bytes, and gives up all of them, without a copy
     size = start = 0
     try:
         while start < len(data) and not decompressor.eof:
             stop = start + min(max(limit - size >> _GROWTH_LOG2, smallest), largest)
-            size += body.write(decompressor.decompress(data[start:stop]))
+            content = decompressor.decompress(data[start:stop])
+            if size:
+                body.write(content)
+            else:
+                body = io.BytesIO(content)
+                body.seek(len(content))
+            size += len(content)
             if size > limit:
                 raise ValueError(f"more than {limit} bytes when decompressed")
             start = stop

@@ -32,10 +32,17 @@ def parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         return decode_tree_metadata(text.encode())
 
 
-@given(st.lists(PATHS, min_size=1, max_size=5), st.sampled_from(["np.ndarray", "scalar", '}}, "']))
-def test_what_is_cut_is_what_json_says(paths: list[tuple[Key, ...]], kind: str) -> None:
-    text = encode_tree_metadata([LeafRecord(path, kind) for path in paths]).decode()
+@given(
+    st.lists(PATHS, min_size=1, max_size=5),
+    st.sampled_from(["np.ndarray", "scalar", '}}, "']),
+    st.sampled_from(["}}, ", '}}, "(', "}}}, "]),
+    st.sampled_from([200, 400, 64 << 10]),
+)
+def test_what_is_cut_is_what_json_says(paths: list[tuple[Key, ...]], kind: str, custom: str, window: int) -> None:
+    records = [LeafRecord(path, kind) for path in paths]
+    text = encode_tree_metadata(records, custom_metadata={custom: {"key": {"(": {}, "(a": custom}}}).decode()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_text, "_TOGETHER", window)
         found, expected = decode_tree_metadata(text.encode()), parsed(text, patch)
     assert found == expected
     if isinstance(found.leaves, LeafColumns):
@@ -63,6 +70,20 @@ def test_the_tree_of_columns_is_that_of_the_paths(tree: Any, random: Any, data: 
         leaves = [ABSENT if i in left_out else flat.leaves[i] for i in order]
         made, expected = found[0].tree(leaves), unflatten_paths(paths, leaves)
         assert repr(made) == repr(expected)  # the order of keys, too
+
+
+def test_a_text_is_taken_apart_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = text_of(*((f"layer{i}", "bias" if i % 3 else "kernel") for i in range(20)))
+    repeated = text.replace("layer18", "layer0")
+    whole, expected = read_entries(text.encode()), parsed(repeated, monkeypatch)
+    for window in range(200, 1000, 50):
+        monkeypatch.setattr(tree_text, "_TOGETHER", window)
+        found = read_entries(text.encode())
+        assert found is not None
+        assert found == whole
+        assert found[0].names == [record.path[0].name + "." + record.path[1].name for record in found[0]]
+        assert read_entries(repeated.encode()) is None  # the labels of two pieces are one
+        assert decode_tree_metadata(repeated.encode()) == expected
 
 
 @pytest.mark.parametrize(
