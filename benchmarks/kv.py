@@ -2,13 +2,15 @@
 
 Both on a local disk, with fsync, in turn, each operation in a fresh process; keys like those of a checkpoint, values of
 32 bytes, one key a write where single commits are meant. Every answer is checked outside the clock, and in the first
-round TensorStore lists and reads what ocdbt_py has written.
+round TensorStore lists and reads what ocdbt_py has written. Single commits are made with raw files too: the system
+calls that a commit cannot do without, and no format.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import RAW
 from benchmarks.harness import ROOT, PrimedMemory, Ratio, Times, machine, print_table, run_child, timed, write_json
 
 SIDES = ("ocdbt_py", "tensorstore")
@@ -27,6 +30,8 @@ COMMITS = 1000
 POINT_READS = 2000
 WRITERS = {"writers_2": 2, "writers_4": 4}
 WRITER_COMMITS = 150
+RAW_OPERATIONS = ("commits",)
+"""What raw files have an answer to."""
 
 
 def key(number: int) -> bytes:
@@ -108,9 +113,51 @@ class TensorStores:
         self.kv.delete_range(self.ts.KvStore.KeyRange(start, stop)).result()
 
 
+class RawFiles:
+    """The files of single commits and the waits for the disk: a data file, and a manifest put in place of the last one.
+
+    They grow as those of ocdbt_py do, and nothing is encoded, locked or read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._data = f"{path}/d"
+        os.makedirs(self._data)
+
+    def put_each(self, count: int) -> None:
+        for number in range(count):
+            self._write(f"{self._data}/{os.urandom(16).hex()}", _RAW_BYTES[: _RAW_ENTRY * (number + 1)])
+            self._sync(self._data)
+            self._write(f"{self._path}/new", _RAW_BYTES[:_RAW_MANIFEST])
+            os.rename(f"{self._path}/new", f"{self._path}/manifest")
+            self._sync(self._path)
+
+    def _write(self, name: str, content: bytes) -> None:
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        os.write(fd, content)
+        os.fsync(fd)
+        os.close(fd)
+
+    def _sync(self, directory: str) -> None:
+        fd = os.open(directory, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+
+_RAW_ENTRY, _RAW_MANIFEST = 3, 500
+"""Bytes, compressed, of an entry of a leaf, and of a manifest, as they are in this benchmark."""
+
+_RAW_BYTES = os.urandom(_RAW_ENTRY * COMMITS)
+
+
 def measure(side: str, operation: str, path: str) -> float:
     """In the child: prepare, time, check; seconds."""
-    engine: Ours | TensorStores = Ours(path) if side == "ocdbt_py" else TensorStores(path)
+    engine: Ours | TensorStores
+    if side == RAW:
+        raw = RawFiles(path)
+        seconds, _ = timed(lambda: raw.put_each(COMMITS))
+        return seconds
+    engine = Ours(path) if side == "ocdbt_py" else TensorStores(path)
     run: Callable[[], Any]
     check: Callable[[Any], bool] = lambda _: True  # noqa: E731
     if operation in ("update_100k", "update_1m"):
@@ -251,10 +298,11 @@ def main() -> None:
         for name in options.only or (QUICK if options.quick else OPERATIONS):
             title, before = OPERATIONS[name]
             path = str(Path(scratch) / "db")
-            seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-            peaks: dict[str, float] = dict.fromkeys(SIDES, 0.0)
+            sides = (*SIDES, RAW) if name in RAW_OPERATIONS else SIDES
+            seconds: dict[str, list[float]] = {side: [] for side in sides}
+            peaks: dict[str, float] = dict.fromkeys(sides, 0.0)
             for number in range(rounds + uncounted):
-                for side in SIDES:
+                for side in sides:
                     if name in WRITERS:
                         taken = writers(side, path, WRITERS[name])
                     else:
@@ -268,9 +316,9 @@ def main() -> None:
                         seconds[side].append(taken)
             ours, theirs = (Times(tuple(seconds[side])) for side in SIDES)
             ratio = Ratio.between(theirs, ours)
-            rows.append(
-                [title, str(ours), str(theirs), str(ratio), f"{peaks['ocdbt_py']:.0f} / {peaks['tensorstore']:.0f}"]
-            )
+            floor = str(Times(tuple(seconds[RAW]))) if RAW in seconds else ""
+            peak = f"{peaks['ocdbt_py']:.0f} / {peaks['tensorstore']:.0f}"
+            rows.append([title, str(ours), str(theirs), floor, str(ratio), peak])
             records += [
                 {
                     "workload": "kv",
@@ -281,10 +329,10 @@ def main() -> None:
                     "seconds": seconds[side],
                     "peak_mib": peaks[side],
                 }
-                for side in SIDES
+                for side in sides
             ]
             print(f"{title}: {ratio}", file=sys.stderr)
-    header = ["", "ocdbt_py s", "TensorStore s", "faster by", "peak MiB"]
+    header = ["", "ocdbt_py s", "TensorStore s", "raw files s", "faster by", "peak MiB"]
     print_table(f"Key-value engine, {machine()['cpu']}, fsync on both sides", header, rows)
     write_json(options.json, {"benchmark": "kv", "runs": records})
 

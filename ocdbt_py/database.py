@@ -144,6 +144,8 @@ def open_place(
         cache_bytes=cache_bytes,
         sources=sources,
     )
+    if mode != "r":
+        engine.prepare()
     _enter(engine, place, mode, options, probe=options.probe and capabilities.conditions_unproven and not single_writer)
     if mode != "r" and not (capabilities.cas or single_writer):
         _check_numbered(engine, place)

@@ -148,9 +148,7 @@ def create(target: Target) -> Seen:
 
 def _sleep(pause: float) -> None:
     """For half of that or more: all losers would otherwise meet again."""
-    from random import uniform
-
-    time.sleep(pause * uniform(0.5, 1.0))
+    time.sleep(pause * (0.5 + os.urandom(1)[0] / 510))
 
 
 def commit(target: Target, mutations: Mutations, seen: Seen, condition: Condition | None) -> Committed:

@@ -1,7 +1,7 @@
 """One database at one place: its current manifest, its versions' trees, and commits to it.
 
 This is what :class:`~ocdbt_py.database.Database` wraps for users and what the checkpoint layer builds on. It owns the
-node cache and the last manifest seen; it is safe for threads. What commits is loaded and made by the first commit, for
+node cache and the last manifest seen; it is safe for threads. What commits is loaded only where that is intended, for
 most databases are opened to be read.
 """
 
@@ -65,6 +65,12 @@ class Engine:
         asked_at = time.monotonic()
         return self._remember(self._manifests.load(seen if seen.manifest is not None else None), asked_at)
 
+    def prepare(self) -> None:
+        """Load and make what commits. A thread that did so at its first commit would hold the locks of imports, and a
+        child forked meanwhile would wait for them for ever."""
+        with self._lock:
+            _ = self._committer
+
     def create(self) -> None:
         """Write generation 1, empty. :class:`~ocdbt_py.errors.ConflictError` when something is there."""
         from ocdbt_py.engine.commit import create
@@ -78,7 +84,7 @@ class Engine:
         What several threads ask for at once may become one version.
         """
         with self._lock:
-            seen, committer = self._seen, self._committer  # made once, whichever thread is first
+            seen, committer = self._seen, self._committer
         committed = committer.commit(mutations, seen, condition)
         with self._lock:
             if committed.seen is None:

@@ -147,6 +147,15 @@ class Nodes:
         size += len(node.inline) if isinstance(node, LeafNode) else 0
         self._keep(location, prefix, node, size)
 
+    def forget(self, location: Location, prefix: bytes) -> None:
+        """Do not remember a node any more: a commit has just put another one in its place.
+
+        Few ask for it again, and a writer that kept them all would fill the memory with them, each in new pages.
+        """
+        with self._lock:
+            _, size = self._cache.pop((location, prefix), (None, 0))
+            self._held -= size
+
     def version_node(self, location: Location, height: int, arity_log2: int, generation: int) -> VersionNode:
         """The version tree node at ``location``, which must have this height, arity and last generation."""
         node = self.any_version_node(location)

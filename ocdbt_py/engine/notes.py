@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 from ocdbt_py.engine.data_files import DataFiles
@@ -125,8 +126,6 @@ def _changes(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def _promise_of(version: VersionEntry) -> bytes:
-    from hashlib import blake2b
-
     digest = blake2b(repr(version).encode(), digest_size=32).digest()
     return _PROMISE.pack(version.generation, digest)
 

@@ -78,6 +78,8 @@ class Rewriter:
             rebuilt = self._rebuild(node, low, high, b"", None)
         if rebuilt is None:
             return None
+        if root.location is not None:
+            self._nodes.forget(root.location, b"")
         if not rebuilt.keys:
             return EMPTY
         height = rebuilt.height
@@ -136,6 +138,7 @@ class Rewriter:
             rebuilt = self._rebuild(below, first, last, begin, end)
             if rebuilt is None:
                 continue
+            self._nodes.forget(node.location(child), prefix)
             keep[child] = False
             new = self._encode(rebuilt, may_be_root=False)
             replacements += new

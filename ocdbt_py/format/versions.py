@@ -11,6 +11,7 @@ The rules are functions that name the first fault of a list of entries, or none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -46,6 +47,8 @@ __all__ = [
 
 _MISSING: Final = MAX_U64
 """Offset and length of a root that is not there (format document, "Leaf entry array")."""
+
+_NO_ROOT: Final = Location(NO_FILE, _MISSING, _MISSING)
 
 
 class VersionEntry(NamedTuple):
@@ -225,21 +228,25 @@ def files_of(versions: Sequence[VersionEntry], references: Sequence[VersionNodeR
 
 def encode_versions(versions: Sequence[VersionEntry], file_numbers: dict[DataFileId, int]) -> bytes:
     """The leaf entry array."""
-    roots = [Location(NO_FILE, _MISSING, _MISSING) if entry.root is None else entry.root for entry in versions]
+    generations, *rest = map(b"".join, zip(*map(_version_row, versions), strict=True))
     return b"".join(
         (
             encode_varint(len(versions)),
-            encode_varint_column([entry.generation for entry in versions]),
-            bytes(entry.root_height for entry in versions),
-            encode_varint_column([file_numbers[root.file] for root in roots]),
-            encode_varint_column([root.offset for root in roots]),
-            encode_varint_column([root.length for root in roots]),
-            encode_varint_column([entry.num_keys for entry in versions]),
-            encode_varint_column([entry.num_tree_bytes for entry in versions]),
-            encode_varint_column([entry.num_indirect_value_bytes for entry in versions]),
+            generations,
+            bytes([entry.root_height for entry in versions]),
+            encode_varint_column([file_numbers[file] for file in files_of(versions, ())]),
+            *rest,
             encode_u64_column([entry.commit_time_ns for entry in versions]),
         )
     )
+
+
+@lru_cache(maxsize=256)  # a manifest says again what the one before said, but for one version
+def _version_row(entry: VersionEntry) -> tuple[bytes, ...]:
+    """What is said of one version by itself, in the order of the columns, but for the fields of a fixed width."""
+    _, offset, length = _NO_ROOT if entry.root is None else entry.root
+    statistics = (entry.num_keys, entry.num_tree_bytes, entry.num_indirect_value_bytes)
+    return tuple(map(encode_varint, (entry.generation, offset, length, *statistics)))
 
 
 def decode_versions(reader: Reader, files: Sequence[DataFileId], arity_log2: int) -> tuple[VersionEntry, ...]:
@@ -275,19 +282,25 @@ def encode_references(
     references: Sequence[VersionNodeReference], file_numbers: dict[DataFileId, int], *, heights: bool
 ) -> bytes:
     """The interior entry array, with the ``heights`` that only a manifest stores, or without."""
-    locations = [reference.location for reference in references]
+    if not references:
+        return encode_varint(0)
+    generations, *rest = map(b"".join, zip(*map(_reference_row, references), strict=True))
     return b"".join(
         (
             encode_varint(len(references)),
-            encode_varint_column([reference.generation for reference in references]),
-            encode_varint_column([file_numbers[location.file] for location in locations]),
-            encode_varint_column([location.offset for location in locations]),
-            encode_varint_column([location.length for location in locations]),
-            encode_varint_column([reference.num_generations for reference in references]),
+            generations,
+            encode_varint_column([file_numbers[file] for file in files_of((), references)]),
+            *rest,
             encode_u64_column([reference.commit_time_ns for reference in references]),
-            bytes(reference.height for reference in references) if heights else b"",
+            bytes([reference.height for reference in references]) if heights else b"",
         )
     )
+
+
+@lru_cache(maxsize=256)
+def _reference_row(reference: VersionNodeReference) -> tuple[bytes, ...]:
+    _, offset, length = reference.location
+    return tuple(map(encode_varint, (reference.generation, offset, length, reference.num_generations)))
 
 
 def decode_references(

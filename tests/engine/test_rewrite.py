@@ -105,3 +105,18 @@ def test_the_last_keys_of_a_large_leaf_are_deleted_alone(tmp_path: Path) -> None
         db.delete_range(b"block_9/")
         left = {key: value for key, value in content.items() if key < b"block_9/"}
         assert root_of(tmp_path, db) == leaf_of(left)
+
+
+@pytest.mark.parametrize("max_decoded_node_bytes", [0, 500])
+def test_nodes_that_commits_replace_are_not_kept_in_memory(tmp_path: Path, max_decoded_node_bytes: int) -> None:
+    config = ocdbt_py.Config(max_decoded_node_bytes=max_decoded_node_bytes)
+    with ocdbt_py.open(str(tmp_path), "a", config=config, durable=False) as database:
+        database.update(content_of(100))
+        for number in range(30):
+            database[b"block_0/item_7/w"] = b"value %d" % number
+        nodes = database._engine.nodes
+        assert len(nodes._cache) < 15
+        assert nodes._held == sum(size for _, size in nodes._cache.values())
+        assert database[b"block_0/item_7/w"] == b"value 29"
+        with ocdbt_py.open(str(tmp_path), version=5) as before:
+            assert before[b"block_0/item_7/w"] == b"value 2"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError
 from ocdbt_py.format.config import ManifestKind, StoredConfig, Zstd, encode_config
-from ocdbt_py.format.datafile import DataFileId, Location
+from ocdbt_py.format.datafile import DataFileId, Location, _table_row
 from ocdbt_py.format.envelope import MANIFEST_MAGIC, decode_envelope, encode_envelope
 from ocdbt_py.format.manifest import (
     Manifest,
@@ -17,7 +19,8 @@ from ocdbt_py.format.manifest import (
     numbered_manifest_name,
     parse_numbered_manifest_name,
 )
-from ocdbt_py.format.versions import VersionEntry, VersionNodeReference
+from ocdbt_py.format.primitives import encode_varint
+from ocdbt_py.format.versions import VersionEntry, VersionNodeReference, _reference_row, _version_row
 
 UUID = bytes(range(16))
 FILE = DataFileId(b"", b"d/76f5c7f4809113f5b3cd7447122c81ed")
@@ -247,3 +250,35 @@ def test_a_manifest_cut_anywhere_is_refused() -> None:
     for length in range(len(body)):
         with pytest.raises(CorruptDataError):
             decode_manifest(encode_envelope(MANIFEST_MAGIC, body[:length], None))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"", b"a/", b"b/"]),
+            st.binary(min_size=1, max_size=6),
+            st.integers(0, 2**62),
+            st.integers(0, 2**64 - 1),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=16,
+    )
+)
+def test_a_manifest_after_many_others_is_encoded_as_if_it_were_the_first(
+    commits: list[tuple[bytes, bytes, int, int, bool]],
+) -> None:
+    config = MANIFEST.config._replace(version_tree_arity_log2=4)
+    entries: tuple[VersionEntry, ...] = ()
+    grown = b""
+    for number, (base, name, offset, size, is_empty) in enumerate(commits, 17):
+        root = None if is_empty else Location(DataFileId(base, name), offset, size >> 3)
+        statistics = (0, 0, 0) if is_empty else (size, offset, number)
+        entries += (VersionEntry(number, 0, root, *statistics, 1000 + number),)
+        older = VersionNodeReference(16, Location(DataFileId(b"", b"old"), offset, number), 16, 5, 1)
+        grown = encode_manifest(Manifest(config, entries, (older,)))
+        assert decode_manifest(grown) == Manifest(config, entries, (older,))
+    for remembered in (_version_row, _reference_row, _table_row, encode_varint):
+        remembered.cache_clear()
+    assert encode_manifest(Manifest(config, entries, (older,))) == grown
