@@ -358,7 +358,7 @@ class Database(Readable, MutableMapping[bytes, bytes]):
 
     def run(self, work: Callable[[Transaction], T], timeout: float = 60) -> T:
         """Call ``work`` with a transaction and commit it; start over on conflict, for ``timeout`` seconds."""
-        from random import uniform
+        from ocdbt_py.engine.commit import sleep_about
 
         deadline = time.monotonic() + timeout
         pause = _FIRST_PAUSE
@@ -370,7 +370,7 @@ class Database(Readable, MutableMapping[bytes, bytes]):
             except ConflictError:
                 if time.monotonic() + pause > deadline:
                     raise
-            time.sleep(pause * uniform(0.5, 1.0))
+            sleep_about(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def copy_from(self, other: Database, prefix: Key = b"", to: Key = b"") -> None:

@@ -27,11 +27,11 @@ _ARRAY_FILE = r"\.zarray|\.zattrs|\.zgroup|zarr\.json|[0-9]+([.][0-9]+)*|c(/[0-9
 
 def leaf_name(path: Path) -> str:
     """The name of the leaf at ``path``; the empty name where the tree is a single leaf."""
-    return ".".join([key.name for key in path])
+    return ".".join(next(zip(*path), ()))  # noqa: B905  (pairs; the names come first)
 
 
 def leaf_names(paths: Iterable[Path]) -> list[str]:
-    return [".".join(next(zip(*path), ())) for path in paths]  # noqa: B905  (pairs; the names come first)
+    return list(map(leaf_name, paths))
 
 
 def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:

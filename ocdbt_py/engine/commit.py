@@ -142,12 +142,12 @@ def create(target: Target) -> Seen:
                     raise ConflictError("Another writer has just created the database", kind="condition") from error
             if time.monotonic() + pause > deadline:
                 raise
-        _sleep(pause)
+        sleep_about(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _sleep(pause: float) -> None:
-    """For half of that or more: all losers would otherwise meet again."""
+def sleep_about(pause: float) -> None:
+    """Sleep for half of ``pause`` or more, up to all of it: losers who slept alike would meet again."""
     time.sleep(pause * (0.5 + os.urandom(1)[0] / 510))
 
 
@@ -230,7 +230,7 @@ class _Commit:
                 raise self._unknown(f"The commit may have happened, and then the storage failed ({error})") from error
             if time.monotonic() + pause > deadline:
                 return self._last_look(seen, timeout, conflict)
-            _sleep(pause)
+            sleep_about(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _note(self) -> Note | None:

@@ -65,10 +65,7 @@ class FoundColumns(Sequence[Found]):
         rows = []
         for value in found:
             source, *row = value if isinstance(value, Location) else (value, 0, len(value or b""))
-            number = known.setdefault(source, len(sources)) if isinstance(source, DataFileId) else len(sources)
-            if number == len(sources):
-                sources.append(source)
-            rows.append((number, *row))
+            rows.append((_numbered(source, known, sources), *row))
         numbers, offsets, lengths = np.array(rows, np.int64).reshape(-1, 3).T
         return cls(sources, numbers, offsets, lengths)
 
@@ -79,12 +76,7 @@ class FoundColumns(Sequence[Found]):
         sources: list[Source] = []
         numbers = []
         for part in parts:
-            places = []
-            for source in part.sources:
-                place = known.setdefault(source, len(sources)) if isinstance(source, DataFileId) else len(sources)
-                if place == len(sources):
-                    sources.append(source)
-                places.append(place)
+            places = [_numbered(source, known, sources) for source in part.sources]
             numbers.append(np.array(places, np.int64)[part.numbers])
         offsets, lengths = [part.offsets for part in parts], [part.lengths for part in parts]
         return cls(sources, np.concatenate(numbers), np.concatenate(offsets), np.concatenate(lengths))
@@ -135,6 +127,14 @@ class FoundColumns(Sequence[Found]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _numbered(source: Source, known: dict[DataFileId, int], sources: list[Source]) -> int:
+    """The number of a source among ``sources``, where it is put unless it is a data file that is there."""
+    number = known.setdefault(source, len(sources)) if isinstance(source, DataFileId) else len(sources)
+    if number == len(sources):
+        sources.append(source)
+    return number
 
 
 def _value(source: Source, offset: int, length: int) -> Found:
