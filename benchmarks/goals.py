@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness import Ratio, Times
 from benchmarks.states import STATES
 
 __all__ = ["GOALS", "AtMost", "Faster", "Key", "Records", "Verdict", "by_key"]
@@ -49,27 +50,19 @@ class Faster:
     def judge(self, records: Records) -> Verdict | None:
         if self.ours not in records or self.peer not in records:
             return None
-        mine, theirs = (self._seconds(records[key]) for key in (self.ours, self.peer))
-        ratio = statistics.median(theirs) / statistics.median(mine)
-        return Verdict(f"{ratio:.3g}×{_span(theirs, mine)}", ratio >= self.at_least, self._possible(records, theirs))
+        mine, theirs = (self._times(records[key]) for key in (self.ours, self.peer))
+        ratio = Ratio.between(theirs, mine)
+        return Verdict(str(ratio), ratio.of_medians >= self.at_least, self._possible(records, theirs))
 
-    def _possible(self, records: Records, theirs: Sequence[float]) -> str:
+    def _possible(self, records: Records, theirs: Times) -> str:
         floor = records.get((*self.ours[:2], RAW)) if self.has_floor else None
-        return "" if floor is None else f"{statistics.median(theirs) / statistics.median(floor['seconds']):.3g}×"
+        return "" if floor is None else f"{theirs.median / statistics.median(floor['seconds']):.3g}×"
 
-    def _seconds(self, record: Mapping[str, Any]) -> list[float]:
-        seconds: list[float] = record["seconds"]
+    def _times(self, record: Mapping[str, Any]) -> Times:
+        seconds: Sequence[float] = record["seconds"]
         if not self.with_pass:
-            return seconds
-        return [a + b for a, b in zip(seconds, record["pass_seconds"], strict=True)]
-
-
-def _span(theirs: Sequence[float], mine: Sequence[float]) -> str:
-    """Smallest and largest ratio of a single round, where both sides had the same."""
-    if len(theirs) != len(mine) or len(mine) < 2:
-        return ""
-    rounds = [a / b for a, b in zip(theirs, mine, strict=True)]
-    return f" [{min(rounds):.3g}..{max(rounds):.3g}]"
+            return Times(tuple(seconds))
+        return Times(tuple(a + b for a, b in zip(seconds, record["pass_seconds"], strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

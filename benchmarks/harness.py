@@ -57,11 +57,21 @@ class Ratio:
 
     @classmethod
     def between(cls, slower: Times, faster: Times) -> Ratio:
+        """Without a range where the two were measured in different numbers of rounds, and none belong together."""
+        of_medians = slower.median / faster.median
+        if len(slower.seconds) != len(faster.seconds):
+            return cls(of_medians, of_medians, of_medians)
         rounds = [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
-        return cls(slower.median / faster.median, min(rounds), max(rounds))
+        return cls(of_medians, min(rounds), max(rounds))
 
     def __str__(self) -> str:
-        return f"{self.of_medians:.3g}x [{self.lowest:.3g}..{self.highest:.3g}]"
+        return with_range(self.of_medians, (self.lowest, self.highest), "×")
+
+
+def with_range(median: float, values: Sequence[float], unit: str) -> str:
+    """``2.5 s [2..3]``: how reports show a figure, with its smallest and largest value where they differ."""
+    shown = f" [{min(values):.3g}..{max(values):.3g}]" if min(values) < max(values) else ""
+    return f"{median:.3g}{unit}{shown}"
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Times]:

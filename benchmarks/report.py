@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.dot_chart import Row, as_svg
 from benchmarks.goals import GOALS, Records, by_key
+from benchmarks.harness import with_range
 from benchmarks.sides import SIDES
 
 __all__ = ["chart", "figures_table", "goals_table", "insert", "machine_line", "merged", "render", "tables"]
@@ -83,8 +84,8 @@ def _row(run: Mapping[str, Any], records: Records) -> dict[str, str]:
     return {
         "operation": run.get("what", run["operation"]),
         "side": _named(run),
-        "median [min..max]": _span(run["seconds"]),
-        "and a pass": _span([a + b for a, b in zip(run["seconds"], passed, strict=True)]) if passed else "",
+        "median [min..max]": _duration(run["seconds"]),
+        "and a pass": _duration([a + b for a, b in zip(run["seconds"], passed, strict=True)]) if passed else "",
         "CPU s": _median(run.get("cpu_seconds")),
         "extra MiB": _median(run.get("extra_mib")),
         "peak MiB": f"{run['peak_mib']:.0f}" if run.get("peak_mib") else "",
@@ -119,11 +120,11 @@ def _ratio(slower: Mapping[str, Any], faster: Mapping[str, Any]) -> float:
     return float(statistics.median(slower["seconds"]) / statistics.median(faster["seconds"]))
 
 
-def _span(seconds: Sequence[float]) -> str:
+def _duration(seconds: Sequence[float]) -> str:
     """Seconds, or milliseconds where they are few."""
-    unit, factor = ("ms", 1000) if statistics.median(seconds) < 0.1 else ("s", 1)
-    median = f"{factor * statistics.median(seconds):.3g} {unit}"
-    return median if len(seconds) == 1 else f"{median} [{factor * min(seconds):.3g}..{factor * max(seconds):.3g}]"
+    median = statistics.median(seconds)
+    unit, factor = (" ms", 1000) if median < 0.1 else (" s", 1)
+    return with_range(factor * median, [factor * each for each in seconds], unit)
 
 
 def _median(values: Sequence[float] | None) -> str:

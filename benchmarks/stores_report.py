@@ -6,11 +6,11 @@ the document is put beside the page, under its name. Of the same measurement the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from benchmarks.backends import SERVERS, workloads
-from benchmarks.harness import Ratio, Times
+from benchmarks.harness import Ratio, Times, with_range
 from benchmarks.report import machine_line, render
 
 __all__ = ["merged", "table"]
@@ -64,17 +64,14 @@ def table(document: Mapping[str, Any], megabytes: int = 1000) -> str:
             heading = f"{titles[workload]}: {operation}"
             lines.append(f"| **{heading}** | | | | | |")
         mine = sides["ocdbt_py"]
-        cells = [TITLES[server], str(len(mine.seconds)), f"{_span(mine.seconds, 's')}"]
+        cells = [TITLES[server], str(len(mine.seconds)), with_range(mine.median, mine.seconds, " s")]
         cells += [_against(sides.get(side), mine) for side in ("TensorStore", "copy")]
         lines.append(f"| {' | '.join([*cells, _verdict(workload, sides)])} |")
     return "\n".join(lines) + "\n"
 
 
 def _against(other: Times | None, mine: Times) -> str:
-    if other is None:
-        return ""
-    ratio = Ratio.between(other, mine)
-    return f"{_span((ratio.lowest, ratio.highest), '×', ratio.of_medians)}, {other.median:.3g} s"
+    return "" if other is None else f"{Ratio.between(other, mine)}, {other.median:.3g} s"
 
 
 def _verdict(workload: str, sides: Mapping[str, Times]) -> str:
@@ -83,12 +80,6 @@ def _verdict(workload: str, sides: Mapping[str, Times]) -> str:
             reached = Ratio.between(sides[side], sides["ocdbt_py"]).of_medians >= goal
             return f"≥ {goal:g}× {side}: {'reached' if reached else '**not reached**'}"
     return ""
-
-
-def _span(values: Sequence[float], unit: str, median: float | None = None) -> str:
-    median = Times(tuple(values)).median if median is None else median
-    span = f" [{min(values):.3g}..{max(values):.3g}]" if max(values) > min(values) else ""
-    return f"{median:.3g}{'' if unit == '×' else ' '}{unit}{span}"
 
 
 def main() -> None:

@@ -44,8 +44,17 @@ def test_sides_take_turns_after_a_round_that_does_not_count() -> None:
 def test_a_ratio_is_of_medians_and_its_range_of_single_rounds() -> None:
     slower, faster = Times((4.0, 9.0, 6.0)), Times((2.0, 3.0, 1.0))
     assert Ratio.between(slower, faster) == Ratio(of_medians=3.0, lowest=2.0, highest=6.0)
-    assert str(Ratio.between(slower, faster)) == "3x [2..6]"
+    assert str(Ratio.between(slower, faster)) == "3× [2..6]"
     assert str(slower) == "6.000 [4.000..9.000]"
+
+
+@pytest.mark.parametrize(
+    ("slower", "faster"), [((6.0,), (3.0,)), ((6.0, 6.0), (3.0, 3.0)), ((4.0, 8.0), (3.0,)), ((6.0,), (2.0, 4.0))]
+)
+def test_a_range_is_shown_only_of_rounds_that_belong_together_and_differ(
+    slower: tuple[float, ...], faster: tuple[float, ...]
+) -> None:
+    assert str(Ratio.between(Times(slower), Times(faster))) == "2×"
 
 
 def test_a_child_that_fails_ends_the_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
