@@ -13,7 +13,7 @@ import tensorstore as ts
 
 from ocdbt_py.storage.location import Settings
 from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Read
-from ocdbt_py.testing.storage_suite import content, increment, put
+from ocdbt_py.testing.files import content, increment, put
 from ocdbt_py_backends.local import LocalStorage
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -8,7 +8,7 @@ service drops it after a week.
 
 Microsoft's library repeats requests by itself, conditional ones too, and so does the HTTP client below it. Here neither
 does, whoever made the filesystem: each request says so (:data:`_ONCE`, :func:`_unrepeatable`), and the class
-:class:`~ocdbt_py_backends.object_store.ObjectStore` decides.
+:class:`~ocdbt_py_backends.object_requests.Requests` decides.
 
 In an account with a hierarchical namespace directories are blobs as well (and so are the empty ones by which some tools
 mark a directory elsewhere). They are not listed as files, and go when a directory is deleted.
@@ -22,35 +22,22 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from ocdbt_py.errors import (
-    InvalidArgumentError,
-    OcdbtError,
-    PathNotFoundError,
-    StorageError,
-    StoragePermissionError,
-    UnsupportedError,
-)
+from ocdbt_py.errors import InvalidArgumentError, OcdbtError, UnsupportedError
 from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Capabilities, Condition, Listed, Read, Token, Unchanged
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import ObjectStore, OutOfRange, Upload, bucket_capabilities
+from ocdbt_py_backends.object_requests import OutOfRange, Upload
+from ocdbt_py_backends.object_store import ObjectStore, bucket_capabilities
 
 try:
     from adlfs import AzureBlobFileSystem
-    from aiohttp import ClientConnectorError, ServerDisconnectedError
+    from aiohttp import ServerDisconnectedError
     from azure.core import MatchConditions
-    from azure.core.exceptions import (
-        ClientAuthenticationError,
-        DecodeError,
-        HttpResponseError,
-        ResourceNotFoundError,
-        ServiceRequestError,
-        ServiceRequestTimeoutError,
-        ServiceResponseError,
-        ServiceResponseTimeoutError,
-    )
+    from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
     from azure.storage.blob.aio import BlobPrefix
+
+    from ocdbt_py_backends.azure_errors import failure, is_of_container
 except ModuleNotFoundError as error:
     raise UnsupportedError(
         f'Azure takes packages that are not installed ({error.name}): pip install "ocdbt-py[azure]"'
@@ -73,11 +60,6 @@ _PIECE = 1 << 20
 
 _DELETES = 8
 """Deletions at a time. One request could delete 256 blobs, but not with every kind of account and credentials."""
-
-_CHANGED = frozenset({"BlobAlreadyExists", "ConditionNotMet", "TargetConditionNotMet"})
-_CREDENTIALS = frozenset({"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"})
-_NO_CONTAINER = frozenset({"ContainerNotFound", "ResourceNotFound", "ContainerBeingDeleted", "ContainerDisabled"})
-"""Codes of the service. ResourceNotFound is what anonymous requests hear of a container that is not public."""
 
 
 class AzureStorage(ObjectStore):
@@ -194,7 +176,7 @@ class AzureStorage(ObjectStore):
             try:
                 await self._blob(path).delete_blob(**_ONCE)
             except ResourceNotFoundError as error:
-                if _code(error) in _NO_CONTAINER:
+                if is_of_container(error):
                     raise
 
         await gather([partial(one, path) for path in paths], _DELETES)
@@ -237,75 +219,12 @@ class AzureStorage(ObjectStore):
             pass
         return [found[depth] for depth in sorted(found, reverse=True)]
 
-    # --- what went wrong
-
     def _failure(self, error: Exception, path: str, condition: Token | Condition) -> OcdbtError:
-        place, host = self.describe(path), self._host
-        if isinstance(error, ServiceRequestTimeoutError) or (
-            isinstance(error, ServiceRequestError) and isinstance(error.inner_exception, ClientConnectorError)
-        ):
-            return StorageError(
-                f"{place}: no connection to {host}; check the account's name and the network",
-                kind="unreachable",
-                path=path,
-            )
-        if isinstance(error, ServiceResponseTimeoutError):
-            return StorageError(f"{place}: no answer from {host} in time", kind="timeout", path=path)
-        if isinstance(error, ServiceRequestError | ServiceResponseError | DecodeError):
-            return StorageError(f"{place}: the connection to {host} broke", kind="interrupted", path=path)
-        if isinstance(error, HttpResponseError) and error.status_code is not None:
-            return self._refusal(error, path, condition)
-        if isinstance(error, ClientAuthenticationError) or type(error).__name__ == "AzureSigningError":
-            return StorageError(
-                f"{place}: there are no credentials for {host}, or they are malformed; check the storage_options",
-                kind="credentials",
-                path=path,
-            )
-        if isinstance(error, HttpResponseError):  # a body that broke off again and again
-            return StorageError(f"{place}: the connection to {host} broke", kind="interrupted", path=path)
-        return StorageError(f"{place}: {type(error).__name__} in the client library of Azure", path=path)
-
-    def _refusal(self, error: Any, path: str, condition: Token | Condition) -> OcdbtError:
-        """What an answer of the service means."""
-        place, host = self.describe(path), self._host
-        status, code = error.status_code, _code(error)
-        said = f"{status} {code}".rstrip()
-        # Azurite gives another code, but the service's words
-        if code in _CREDENTIALS or status == 401 or "failed to authenticate" in (error.message or ""):
-            return StorageError(
-                f"{place}: {host} refused the credentials ({said}); check the account's name, its key or the token",
-                kind="credentials",
-                path=path,
-            )
-        if status == 403:
-            return StoragePermissionError(
-                f"{place}: {host} gives these credentials no permission for it ({said}); grant them, for writing, "
-                "the role Storage Blob Data Contributor or a token with such rights",
-                path=path,
-            )
-        if code in _NO_CONTAINER:
-            container = path.partition("/")[0]
-            return StorageError(
-                f"{place}: there is no container {container!r} in {host}, or it is hidden from these credentials "
-                f"({said}); create it, or check the URL",
-                kind="no-such-bucket",
-                path=path,
-            )
-        if status in (404, 409, 412) and (code in _CHANGED or not code or status == 404):
-            if condition is not ANY:
-                return self._changed(path)
-            if status == 404:
-                return PathNotFoundError(f"There is no {place}", path=path)
-            return StorageError(f"{place} changed while it was read", kind="interrupted", path=path)
-        if code == "ServerBusy" or status == 429:
-            return StorageError(f"{place}: {host} asks for fewer requests ({said})", kind="throttled", path=path)
-        if status >= 500 or status == 408:
-            return StorageError(f"{place}: {host} failed ({said})", kind="unavailable", path=path)
-        return StorageError(f"{place}: {host} refused the request ({said})", path=path)
+        return failure(error, self.describe(path), path, condition, self._host) or self._changed(path)
 
 
 class _Blocks:
-    """An :class:`~ocdbt_py_backends.object_store.Upload`: blocks, and the list of them that makes the blob."""
+    """An :class:`~ocdbt_py_backends.object_requests.Upload`: blocks, and the list of them that makes the blob."""
 
     def __init__(self, store: AzureStorage, path: str) -> None:
         self._store = store
@@ -393,12 +312,6 @@ class _Once:
         if body is None:
             raise ServerDisconnectedError
         yield body
-
-
-def _code(error: Any) -> str:
-    """The service's own name of what is wrong; empty where it gave none."""
-    code = getattr(error, "error_code", None) or ""
-    return str(getattr(code, "value", code))
 
 
 def _is_directory(item: Any) -> bool:

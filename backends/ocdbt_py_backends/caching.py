@@ -33,6 +33,7 @@ from ocdbt_py.storage.protocol import (
     Capabilities,
     Condition,
     Filling,
+    Growing,
     Hold,
     Listed,
     Note,
@@ -250,6 +251,10 @@ class CachingStorage:
 
     def sync(self, paths: Iterable[str]) -> None:
         self._below.sync(paths)
+
+    def grow(self, path: str) -> Growing:
+        self._forget(path)
+        return self._below.grow(path)
 
     def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
         return self._below.hold(path, timeout, note)

@@ -42,7 +42,8 @@ from ocdbt_py.storage.protocol import (
 )
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import ObjectStore, OutOfRange, Upload, bucket_capabilities
+from ocdbt_py_backends.object_requests import OutOfRange, Upload
+from ocdbt_py_backends.object_store import ObjectStore, bucket_capabilities
 
 try:
     import google.auth.exceptions

@@ -44,7 +44,7 @@ class Ask(Protocol):
 
 
 class ResumableUpload:
-    """An :class:`~ocdbt_py_backends.object_store.Upload`. Its ``url`` is a credential, and shown nowhere.
+    """An :class:`~ocdbt_py_backends.object_requests.Upload`. Its ``url`` is a credential, and shown nowhere.
 
     ``_arrived`` counts the bytes that the service has acknowledged; after a request without an answer (``_unsure``) it
     is asked for them. A last part goes at once up to a multiple of the unit; what remains waits for ``complete``.

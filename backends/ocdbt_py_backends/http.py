@@ -52,7 +52,8 @@ from ocdbt_py.storage.protocol import (
 from ocdbt_py.storage.refusals import too_short
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import GAP, READ_BYTES, SLOTS, ObjectStore, OutOfRange, Upload
+from ocdbt_py_backends.object_requests import GAP, READ_BYTES, SLOTS, OutOfRange, Upload
+from ocdbt_py_backends.object_store import ObjectStore
 
 try:
     import aiohttp

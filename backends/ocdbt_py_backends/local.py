@@ -46,6 +46,7 @@ from ocdbt_py.storage.protocol import (
     Capabilities,
     Condition,
     Filling,
+    Growing,
     Hold,
     Listed,
     Note,
@@ -72,6 +73,7 @@ from ocdbt_py_backends.local_files import (
     reserve,
     stamp,
 )
+from ocdbt_py_backends.local_growing import GrowingFile
 from ocdbt_py_backends.local_lock import SUFFIX, Lock
 from ocdbt_py_backends.local_notes import LeftNote, ring_next, take_notes
 from ocdbt_py_backends.local_notes import TakenNote as LocalNote
@@ -118,6 +120,7 @@ class LocalStorage:
             rename=True,
             map=True,
             hold=locks,
+            grow=True,
             durable=settings.durable,
             writable=True,
         )
@@ -285,6 +288,10 @@ class LocalStorage:
             new.abort()
             raise
 
+    def grow(self, path: str) -> Growing:
+        with Translated(path):
+            return self._with_parents(path, lambda: GrowingFile(path, durable=self._durable))
+
     def hold(self, path: str, timeout: float, note: Note | None = None) -> AbstractContextManager[Hold]:
         """A second writer in the same thread waits too, and so for ever: write through the :class:`Hold`."""
         if not self._capabilities.hold:
@@ -358,7 +365,7 @@ class LocalStorage:
 
     def _replace(self, new: _NewFile, if_version: Token | Condition) -> Token:
         """Put it in its place, for the holder of the lock."""
-        path = new.path
+        path, replaced = new.path, -1
         try:
             old = _stat(path)
             if if_version is not ANY and (None if old is None else _token(old)) != (
@@ -370,10 +377,14 @@ class LocalStorage:
                 if self._durable:
                     os.fsync(new.fd)
             new.wait_for_sync()
+            if old is not None and hasattr(os, "O_PATH"):
+                replaced = os.open(path, os.O_PATH)
             new.give_name(may_replace=if_version is not ABSENT)
         except FileExistsError as error:
             raise changed(path, path) from error
         finally:
+            if replaced >= 0:
+                Syncing.close(replaced)
             new.abort()
         try:
             self._sync_directory(os.path.dirname(path))
@@ -440,7 +451,8 @@ class _Held:
         left = LeftNote(self._path, note)
         self._lock = lock = Lock(self._path, self._storage._settings.locking)
         try:
-            self._storage._with_parents(self._path, lambda: lock.acquire(self._timeout, left))
+            if not left.is_done_within(min(note.patience, self._timeout)):
+                self._storage._with_parents(self._path, lambda: lock.acquire(self._timeout, left))
         except WaitTimeoutError as error:
             left.end()
             if note.taken and not note.done:

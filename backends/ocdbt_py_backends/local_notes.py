@@ -55,6 +55,9 @@ _MOST_NOTES = 64
 _ATTEMPTS = 3
 """To leave a note in a directory that others remove when they find it empty."""
 
+_IN_HAND = 0.05
+"""Seconds that one whose note has been taken lets pass before asking for the lock: whoever took it may be dead."""
+
 _PAUSE = 0.0001
 _STALE = 60.0
 """Seconds; an older note is left alone. Its writer may be dead and its bell kept by a child that it forked."""
@@ -100,6 +103,23 @@ class LeftNote:
                 self._directory = notes_directory(self._path)
                 self._leave(_HEADER.pack(0.0, 0, 0, 0, b"", len(data)) + data)
         return False
+
+    def is_done_within(self, seconds: float) -> bool:
+        """Whether somebody does it without our asking for the lock; no wait where nobody would say so."""
+        if seconds <= 0:
+            return False
+        deadline, is_extended = time.monotonic() + seconds, False
+        while not self.is_done():
+            left = deadline - time.monotonic()
+            if not self.listens or (left <= 0 and (is_extended or not self._is_taken())):
+                return False
+            if left <= 0:
+                deadline, is_extended, left = deadline + _IN_HAND, True, left + _IN_HAND
+            self.wait(left)
+        return True
+
+    def _is_taken(self) -> bool:
+        return self._fd >= 0 and not os.fstat(self._fd).st_nlink
 
     def wait(self, seconds: float) -> None:
         """Until it is worth looking again, and not longer than so many seconds."""

@@ -1,8 +1,8 @@
 """Waits for the disk beside each other: a disk makes of several at the same time hardly more than one.
 
 One thread waits for what it is handed, and ends when nothing has come for a moment. Whoever needs the result before the
-thread has come to it does the work itself, so that a busy machine is not held up by threads that have to wait their
-turn, nor one commit by another's.
+thread has come to it does the work itself, and while the thread is at it, what else was handed over: so a busy machine
+is not held up by threads that have to wait their turn, nor one commit by another's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 __all__ = ["Syncing"]
 
@@ -29,6 +31,17 @@ class Syncing:
         self._error: BaseException | None = None
         _waiter().take(self)
 
+    @staticmethod
+    def close(fd: int) -> None:
+        """Close it, though nobody waits for that: what is closed by its last user is freed, which takes as long.
+
+        One may be waiting for that, not more.
+        """
+        waiter = _waiter()
+        if waiter.closing is not None:
+            waiter.closing.do()
+        waiter.closing = Syncing(partial(os.close, fd))
+
     def wait(self) -> None:
         """Return when it is done, or raise what it raised."""
         self.settle()
@@ -37,7 +50,8 @@ class Syncing:
 
     def settle(self) -> None:
         """Return when it is done, whatever came of it."""
-        self.do()
+        if not self.do():
+            _waiter().help()
         with self._under_way:
             pass
 
@@ -47,15 +61,17 @@ class Syncing:
             with self._under_way:
                 pass
 
-    def do(self) -> None:
-        """Unless somebody has begun already."""
-        if self._claim.acquire(blocking=False):
-            try:
-                self._work()
-            except BaseException as error:
-                self._error = error
-            finally:
-                self._under_way.release()
+    def do(self) -> bool:
+        """Unless somebody has begun already; whether it was done here."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._under_way.release()
+        return True
 
 
 class _Waiter:
@@ -65,6 +81,7 @@ class _Waiter:
         self.process = os.getpid()
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Syncing] = queue.SimpleQueue()
+        self.closing: Syncing | None = None
         self._is_running = False
 
     def take(self, job: Syncing) -> None:
@@ -77,6 +94,11 @@ class _Waiter:
             threading.Thread(target=self._run, name="ocdbt-sync", daemon=True).start()
         except RuntimeError:  # no more threads: all of it is done by those who need it
             self._is_running = False
+
+    def help(self) -> None:
+        """Do one thing that waits for the thread."""
+        with suppress(queue.Empty):
+            self._jobs.get_nowait().do()
 
     def _run(self) -> None:
         while True:

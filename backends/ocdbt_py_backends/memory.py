@@ -41,6 +41,7 @@ from ocdbt_py.storage.protocol import (
     Capabilities,
     Condition,
     Filling,
+    Growing,
     Hold,
     Listed,
     Note,
@@ -171,6 +172,9 @@ class MemoryStorage:
         new = self.create(path)
         new.write(buffers)
         new.close()
+
+    def grow(self, path: str) -> Growing:
+        raise UnsupportedError("Files in memory do not grow; put another one")
 
     @contextmanager
     def hold(self, path: str, timeout: float, note: Note | None = None) -> Iterator[Hold]:

@@ -24,8 +24,10 @@ from urllib.parse import urlsplit
 from ocdbt_py.errors import InvalidArgumentError, OcdbtError, UnsupportedError
 from ocdbt_py.storage.location import Settings, safe_path
 from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Capabilities, Condition, Listed, Read, Token, Unchanged
+from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.event_loop import gather
-from ocdbt_py_backends.object_store import SLOTS, Body, ObjectStore, OutOfRange, Upload, bucket_capabilities
+from ocdbt_py_backends.object_requests import SLOTS, OutOfRange, Upload
+from ocdbt_py_backends.object_store import ObjectStore, bucket_capabilities
 
 try:
     import s3fs
@@ -243,7 +245,7 @@ class S3Storage(ObjectStore):
 
 
 class _Parts:
-    """An :class:`~ocdbt_py_backends.object_store.Upload`."""
+    """An :class:`~ocdbt_py_backends.object_requests.Upload`."""
 
     def __init__(self, store: S3Storage, path: str, upload: str, mark: str, condition: Mapping[str, Any]) -> None:
         self._store = store

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from ocdbt_py.errors import StorageError, UnsupportedError
 from ocdbt_py_backends.sftp_failures import connection_failure
-from ocdbt_py_backends.sftp_session import Lost, Session
+from ocdbt_py_backends.sftp_packets import Lost
+from ocdbt_py_backends.sftp_session import Session
 
 __all__ = ["PATIENCE", "SESSIONS", "Connection", "Make", "filesystem_class", "quick_transport"]
 

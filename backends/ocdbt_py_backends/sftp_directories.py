@@ -11,8 +11,10 @@ from itertools import islice
 from typing import TypeVar
 
 from ocdbt_py.errors import AlreadyExistsError, StorageError
+from ocdbt_py_backends.sftp_conversation import NO_SUCH_FILE, Refused
 from ocdbt_py_backends.sftp_failures import refusal
-from ocdbt_py_backends.sftp_session import NO_SUCH_FILE, Attributes, Refused, Session
+from ocdbt_py_backends.sftp_packets import Attributes
+from ocdbt_py_backends.sftp_session import Session
 
 __all__ = ["Directories", "remove"]
 

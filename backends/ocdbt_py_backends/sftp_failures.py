@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from ocdbt_py.errors import OcdbtError, PathNotFoundError, StorageError, StoragePermissionError, UnsupportedError
-from ocdbt_py_backends.sftp_session import BAD_MESSAGE, NO_SUCH_FILE, OP_UNSUPPORTED, PERMISSION_DENIED, Refused
+from ocdbt_py_backends.sftp_conversation import BAD_MESSAGE, NO_SUCH_FILE, OP_UNSUPPORTED, PERMISSION_DENIED, Refused
 
 __all__ = ["TRANSIENT", "connection_failure", "refusal"]
 

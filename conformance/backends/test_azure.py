@@ -30,17 +30,12 @@ from ocdbt_py.errors import (
 )
 from ocdbt_py.storage.location import resolve
 from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Listed, Read, Storage
-from ocdbt_py.testing.storage_suite import (
-    BACKSLASH_NAME,
-    CONTENT,
-    CONTROL_NAME,
-    NOT_UTF8_NAME,
-    StorageSuite,
-    content,
-    put,
-)
+from ocdbt_py.testing.files import CONTENT, content, put
+from ocdbt_py.testing.storage_suite import StorageSuite
+from ocdbt_py.testing.storage_suite.names import BACKSLASH_NAME, CONTROL_NAME, NOT_UTF8_NAME
 from ocdbt_py_backends.azure import AzureStorage
-from ocdbt_py_backends.object_store import PART_BYTES, READ_BYTES
+from ocdbt_py_backends.object_requests import READ_BYTES
+from ocdbt_py_backends.object_writing import PART_BYTES
 
 MIB = 1 << 20
 UNFIT_NAMES = (BACKSLASH_NAME, CONTROL_NAME, NOT_UTF8_NAME)

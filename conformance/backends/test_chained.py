@@ -26,7 +26,9 @@ from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, PathNotFound
 from ocdbt_py.storage.location import resolve
 from ocdbt_py.storage.protocol import Storage
 from ocdbt_py.testing.faulty import FaultyStorage
-from ocdbt_py.testing.storage_suite import CONTENT, CONTROL_NAME, NOT_UTF8_NAME, StorageSuite, content, in_threads, put
+from ocdbt_py.testing.files import CONTENT, content, in_threads, put
+from ocdbt_py.testing.storage_suite import StorageSuite
+from ocdbt_py.testing.storage_suite.names import CONTROL_NAME, NOT_UTF8_NAME
 from ocdbt_py_backends.block_cache import BLOCK, BlockCache
 from ocdbt_py_backends.caching import CachingStorage
 from ocdbt_py_backends.local import LocalStorage

@@ -41,12 +41,15 @@ from ocdbt_py.errors import (
 )
 from ocdbt_py.storage.location import DEFAULT_SETTINGS, Place, resolve
 from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Listed, Read, Storage
-from ocdbt_py.testing.storage_suite import CONTROL_NAME, NOT_UTF8_NAME, StorageSuite, content, put
+from ocdbt_py.testing.files import content, put
+from ocdbt_py.testing.storage_suite import StorageSuite
+from ocdbt_py.testing.storage_suite.names import CONTROL_NAME, NOT_UTF8_NAME
 from ocdbt_py_backends import gcs, gcs_upload
 from ocdbt_py_backends.body import Body
 from ocdbt_py_backends.gcs import GCSStorage
 from ocdbt_py_backends.gcs_errors import Refused, failure
-from ocdbt_py_backends.object_store import PART_BYTES, SINGLE_BYTES
+from ocdbt_py_backends.object_requests import SINGLE_BYTES
+from ocdbt_py_backends.object_writing import PART_BYTES
 
 MANY = bytes(range(256)) * (SINGLE_BYTES // 256) + b"and a remainder that no unit divides"
 """Too much for one request."""

@@ -34,8 +34,10 @@ from ocdbt_py.errors import (
     UnsupportedError,
 )
 from ocdbt_py.storage.location import resolve
-from ocdbt_py.storage.protocol import UNCHANGED, Read, Storage
-from ocdbt_py.testing.storage_suite import CONTROL_NAME, NOT_UTF8_NAME, StorageSuite, content, in_threads, put
+from ocdbt_py.storage.protocol import UNCHANGED, Listed, Read, Storage
+from ocdbt_py.testing.files import content, in_threads, put
+from ocdbt_py.testing.storage_suite import StorageSuite
+from ocdbt_py.testing.storage_suite.names import CONTROL_NAME, NOT_UTF8_NAME
 from ocdbt_py_backends.generic import GenericStorage
 from ocdbt_py_backends.generic_filesystem import is_writable
 from ocdbt_py_backends.local import LocalStorage
@@ -157,6 +159,13 @@ def check_tree(tree: Any) -> None:
     np.testing.assert_array_equal(tree["w"], TREE["w"])
     np.testing.assert_array_equal(tree["deep"]["b"], np.ones((2, 3)))
     assert (tree["deep"]["n"], tree["deep"]["s"]) == (3, "text")
+
+
+def test_what_is_listed_has_the_prefix_at_the_root_too(server: Server) -> None:
+    place = resolve(server.url("root"), storage_options=dict(server.storage_options))
+    put(place.storage, f"{place.path}/f", b"x")
+    assert list(place.storage.list(place.path)) == [Listed(f"{place.path}/", None)]
+    assert list(place.storage.list(place.path, deep=True)) == [Listed(f"{place.path}/f", 1)]
 
 
 # --- what is built on it
@@ -308,7 +317,7 @@ def test_asking_for_what_has_not_changed_for_long_moves_no_body(
     place = resolve(ftp_server.url(), storage_options=dict(ftp_server.storage_options))
     storage = place.storage
     assert isinstance(storage, GenericStorage)
-    storage._sightings = Sightings(0.0)
+    storage._reading.sightings = Sightings(0.0)
     token = storage.write(f"{place.path}/f", [b"one"])
     for _ in range(2):
         assert storage.read(f"{place.path}/f", unless=token) is UNCHANGED
@@ -316,7 +325,7 @@ def test_asking_for_what_has_not_changed_for_long_moves_no_body(
     def cat_nothing(fs: Any, path: str, *args: Any, **options: Any) -> bytes:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(type(storage._fs), "cat_file", cat_nothing)
+    monkeypatch.setattr(type(storage._attempts.fs), "cat_file", cat_nothing)
     assert storage.read(f"{place.path}/f", unless=token) is UNCHANGED
 
 
@@ -359,7 +368,7 @@ def test_a_connection_that_broke_is_made_again(ftp_server: Server) -> None:
 
     def cut() -> None:
         assert isinstance(storage, GenericStorage)
-        storage._fs.ftp.sock.shutdown(socket.SHUT_RDWR)
+        storage._attempts.fs.ftp.sock.shutdown(socket.SHUT_RDWR)
 
     put(storage, path, b"x" * 100)
     cut()

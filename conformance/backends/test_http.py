@@ -32,7 +32,8 @@ from ocdbt_py.errors import (
 )
 from ocdbt_py.storage.location import resolve
 from ocdbt_py.storage.protocol import UNCHANGED, Read, Storage
-from ocdbt_py.testing.storage_suite import HOSTILE_NAMES, content
+from ocdbt_py.testing.files import content
+from ocdbt_py.testing.storage_suite.names import HOSTILE_NAMES
 from ocdbt_py_backends.http import HTTPStorage
 
 CONTENT = bytes(range(256)) * 400

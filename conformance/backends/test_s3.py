@@ -33,16 +33,10 @@ from ocdbt_py.errors import (
 )
 from ocdbt_py.storage.location import Place, resolve
 from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Listed, Read, Storage
-from ocdbt_py.testing.storage_suite import (
-    BACKSLASH_NAME,
-    CONTENT,
-    CONTROL_NAME,
-    NOT_UTF8_NAME,
-    StorageSuite,
-    content,
-    put,
-)
-from ocdbt_py_backends import object_store
+from ocdbt_py.testing.files import CONTENT, content, put
+from ocdbt_py.testing.storage_suite import StorageSuite
+from ocdbt_py.testing.storage_suite.names import BACKSLASH_NAME, CONTROL_NAME, NOT_UTF8_NAME
+from ocdbt_py_backends import object_writing
 from ocdbt_py_backends.s3 import S3Storage
 
 PART = 5 << 20
@@ -85,7 +79,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "PART_BYTES", PART)
+    monkeypatch.setattr(object_writing, "PART_BYTES", PART)
     monkeypatch.setattr(S3Storage, "single_bytes", PART + 1)
 
 

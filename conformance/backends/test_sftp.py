@@ -27,10 +27,13 @@ from ocdbt_py.errors import (
 )
 from ocdbt_py.storage.location import resolve
 from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Listed, Read, Storage
-from ocdbt_py.testing.storage_suite import StorageSuite, content, in_threads, put
-from ocdbt_py_backends import sftp, sftp_connection
+from ocdbt_py.testing.files import content, in_threads, put
+from ocdbt_py.testing.storage_suite import StorageSuite
+from ocdbt_py_backends import sftp_attempts, sftp_connection
 from ocdbt_py_backends.sftp import SFTPStorage
-from ocdbt_py_backends.sftp_session import FAILURE, Lost, Refused, Session
+from ocdbt_py_backends.sftp_conversation import FAILURE, Refused
+from ocdbt_py_backends.sftp_packets import Lost
+from ocdbt_py_backends.sftp_session import Session
 from ocdbt_py_backends.sightings import Sightings
 
 Place = tuple[SFTPStorage, str, Path]
@@ -71,7 +74,7 @@ def place(sftp_server: Server) -> Place:
 
 def cut(storage: SFTPStorage) -> None:
     """End the connection without a word."""
-    storage._connection._fs.client.get_transport().sock.shutdown(2)
+    storage._attempts.connection._fs.client.get_transport().sock.shutdown(2)
 
 
 # --- what is there
@@ -92,7 +95,7 @@ def test_tokens_tell_contents_of_one_second_and_one_size_apart(place: Place) -> 
 
 def test_asking_for_what_has_not_changed_for_long_moves_no_body(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, root, _ = place
-    storage._sightings = Sightings(0.0)
+    storage._reading.sightings = Sightings(0.0)
     token = storage.write(f"{root}/f", [b"one"])
     for _ in range(2):
         assert storage.read(f"{root}/f", unless=token) is UNCHANGED
@@ -230,7 +233,7 @@ def test_where_it_cannot_be_found_out_the_error_says_so(place: Place, monkeypatc
         session.close()
         raise Lost("the connection broke")
 
-    monkeypatch.setattr(sftp, "ATTEMPTS", 2)
+    monkeypatch.setattr(sftp_attempts, "ATTEMPTS", 2)
     monkeypatch.setattr(Session, "rename", lose)
     with pytest.raises(StorageError, match="the connection broke") as caught:
         storage.write(f"{root}/f", [b"x"], ABSENT)
@@ -244,7 +247,7 @@ def test_a_write_that_happened_and_may_not_survive_says_so(place: Place, monkeyp
         session.close()
         raise Lost("the connection broke")
 
-    monkeypatch.setattr(sftp, "ATTEMPTS", 2)
+    monkeypatch.setattr(sftp_attempts, "ATTEMPTS", 2)
     monkeypatch.setattr(Session, "sync", lose)
     with pytest.raises(StorageError, match="survives a crash") as caught:
         storage.write(f"{root}/f", [b"x"], ABSENT)
@@ -261,7 +264,7 @@ def test_small_packets_do_not_wait_for_acknowledgements(sftp_server: Server, giv
         found = resolve(url, storage_options=dict(sftp_server.storage_options))
     assert isinstance(found.storage, SFTPStorage)
     put(found.storage, f"{found.path}/f", b"x")
-    sock = found.storage._connection._fs.client.get_transport().sock
+    sock = found.storage._attempts.connection._fs.client.get_transport().sock
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
@@ -274,7 +277,7 @@ def test_ciphers_of_one_pass_are_preferred_and_may_be_disabled(sftp_server: Serv
     found = resolve(sftp_server.url(), storage_options=options)
     assert isinstance(found.storage, SFTPStorage)
     put(found.storage, f"{found.path}/f", b"x")
-    transport = found.storage._connection._fs.client.get_transport()
+    transport = found.storage._attempts.connection._fs.client.get_transport()
     assert ("-gcm" in transport.remote_cipher) is not disabled
 
 
@@ -287,7 +290,7 @@ def test_more_threads_than_sessions_share_them(place: Place) -> None:
 
     expected = [(bytes(range(256)) * 4000)[start : start + 100_000] + b"\0" for start in range(16)]
     assert in_threads([lambda start=start: read(start) for start in range(16)]) == expected  # type: ignore[misc]
-    assert len(storage._connection._sessions) <= sftp_connection.SESSIONS
+    assert len(storage._attempts.connection._sessions) <= sftp_connection.SESSIONS
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")  # about threads of others, by a newer Python or by JAX, if it is there
@@ -300,13 +303,13 @@ def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone(pl
         storage.put(f"{root}/g", [b"y" * 1000])
         os._exit(0 if ok else 1)
 
-    transport = storage._connection._transport()
+    transport = storage._attempts.connection._transport()
     child = multiprocessing.get_context("fork").Process(target=use)
     child.start()
     child.join(30)
     assert child.exitcode == 0
     assert content(storage, f"{root}/g") == b"y" * 1000
-    assert storage._connection._transport() is transport
+    assert storage._attempts.connection._transport() is transport
 
 
 # --- other servers
@@ -355,7 +358,7 @@ def test_a_full_disk_is_told_from_other_failures(place: Place, monkeypatch: pyte
 
 def test_the_server_tells_how_much_is_free(place: Place) -> None:
     storage, root, _ = place
-    free = storage._do(root, lambda session: session.free_bytes(root))
+    free = storage._attempts.do(root, lambda session: session.free_bytes(root))
     assert free is not None
     assert free > 1 << 20
 

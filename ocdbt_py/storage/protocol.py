@@ -2,7 +2,8 @@
 
 A ``Storage`` is one filesystem or bucket. Paths in it are ``str``, ``/`` between components, as the backend's own
 :func:`~ocdbt_py.storage.location.resolve` gave them; bytes that are not UTF-8 travel as surrogate escapes. Files are
-immutable once seen, except through :meth:`Storage.write`, which replaces one whole and atomically.
+immutable once seen, except through :meth:`Storage.write`, which replaces one whole and atomically, and
+:meth:`Storage.grow`, which leaves the bytes that are there as they are.
 
 Three things are deliberate:
 
@@ -87,6 +88,8 @@ class Capabilities:
     """A directory can be renamed in one atomic step."""
     map: bool = False
     hold: bool = False
+    grow: bool = False
+    """To append to a file costs less than to make another."""
     durable: bool = False
     """``sync`` returned means: survives a power failure."""
     writable: bool = False
@@ -113,6 +116,25 @@ class Writer(Protocol):
         """Leave nothing behind. Does nothing after ``close`` or another ``abort``."""
 
 
+class Growing(Protocol):
+    """A file of the holder's own, seen by others from the first append on. Not for threads to share, nor forks."""
+
+    size: int
+
+    def append(self, buffers: Sequence[Buffer]) -> None:
+        """It is on its way to the disk. After an error nobody knows how much of it is there, and nothing more is to be
+        appended."""
+
+    def sync(self) -> None:
+        """Return once what was appended survives a crash; as :meth:`Storage.sync`, at once where not asked for."""
+
+    def is_there(self) -> bool:
+        """Whether the file is still under its name, and ends where the last append did."""
+
+    def close(self) -> None:
+        """Let go of it. What was appended stays."""
+
+
 @dataclass(slots=True)
 class Note:
     """What a writer who has to wait would have the holder do along with its own; ``write`` says it, if need be.
@@ -122,6 +144,8 @@ class Note:
     """
 
     write: Callable[[], bytes]
+    patience: float = 0.0
+    """Seconds to leave the turn to others, though nobody may be holding: one is likely to come and take the note."""
     taken: bool = False
     done: bool = False
     promise: bytes = b""
@@ -177,7 +201,7 @@ class Storage(Protocol):
     def read_many(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """Each range exactly, in the order asked; a file too short is ``CorruptDataError``.
 
-        For files that never change once seen (data files): they may come from a cache, and in several requests.
+        For bytes that never change once seen (of data files): they may come from a cache, and in several requests.
         """
 
     def read_many_into(self, fillings: Sequence[Filling]) -> None:
@@ -191,6 +215,9 @@ class Storage(Protocol):
 
     def put(self, path: str, buffers: Sequence[Buffer]) -> None:
         """A whole new file, of any size, straight from the buffers; a name already taken is ``AlreadyExistsError``."""
+
+    def grow(self, path: str) -> Growing:
+        """Begin a new, empty file that is to be appended to; a name already taken is ``AlreadyExistsError``."""
 
     def delete(self, path: str) -> None:
         """Remove a file, or, when the path ends in ``/``, a directory and all below it. Absent is fine."""

@@ -17,10 +17,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeAlias
 
-from ocdbt_py.errors import ConflictError, StorageError
+from ocdbt_py.errors import ConflictError, PathNotFoundError, StorageError
 from ocdbt_py.storage.protocol import (
     ANY,
     Buffer,
@@ -28,6 +28,7 @@ from ocdbt_py.storage.protocol import (
     Capabilities,
     Condition,
     Filling,
+    Growing,
     Hold,
     Listed,
     Note,
@@ -76,13 +77,22 @@ class FaultyStorage:
         self.operations: Counter[str] = Counter()
         self.bytes_read: Counter[str] = Counter()
         self.unsynced: set[str] = set()
+        self.synced_sizes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def lose_unsynced(self) -> None:
-        """Remove from ``inner`` every file that was closed and not synced since, as a power failure may."""
+        """Remove from ``inner`` every file that was closed and not synced since, as a power failure may, and of those
+        that grow what was."""
         for path in self.unsynced:
             self.inner.delete(path)
+        for path, size in self.synced_sizes.items():
+            with suppress(PathNotFoundError):
+                found = self.inner.read(path, 0, size)
+                assert isinstance(found, Read)
+                self.inner.delete(path)
+                self.inner.put(path, [found.data])
         self.unsynced.clear()
+        self.synced_sizes.clear()
 
     def __eq__(self, other: object) -> bool:
         return self.inner == (other.inner if isinstance(other, FaultyStorage) else other)
@@ -139,6 +149,10 @@ class FaultyStorage:
         with self._step("put"):
             self.inner.put(path, buffers)
             self.unsynced.add(path)
+
+    def grow(self, path: str) -> Growing:
+        with self._step("grow"):
+            return _FaultyGrowing(self, path, self.inner.grow(path))
 
     @contextmanager
     def hold(self, path: str, timeout: float, note: Note | None = None) -> Iterator[Hold]:
@@ -212,6 +226,33 @@ class _FaultyWriter:
     def abort(self) -> None:
         with self._storage._step("writer.abort"):
             self._inner.abort()
+
+
+class _FaultyGrowing:
+    def __init__(self, storage: FaultyStorage, path: str, inner: Growing) -> None:
+        self._storage = storage
+        self._path = path
+        self._inner = inner
+        self.size = 0
+        storage.unsynced.add(path)
+
+    def append(self, buffers: Sequence[Buffer]) -> None:
+        with self._storage._step("growing.append"):
+            self._inner.append(buffers)
+            self.size = self._inner.size
+
+    def sync(self) -> None:
+        with self._storage._step("growing.sync"):
+            self._inner.sync()
+            self._storage.unsynced.discard(self._path)
+            self._storage.synced_sizes[self._path] = self.size
+
+    def is_there(self) -> bool:
+        self._storage._count("growing.is_there")
+        return self._inner.is_there()
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class _FaultyHold:

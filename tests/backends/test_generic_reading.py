@@ -17,7 +17,7 @@ from fsspec.spec import AbstractFileSystem
 
 from ocdbt_py.errors import CorruptDataError, PathNotFoundError, StorageError
 from ocdbt_py.storage.protocol import Storage
-from ocdbt_py_backends import generic
+from ocdbt_py_backends import generic_attempts, generic_reading
 from ocdbt_py_backends.generic import GenericStorage
 
 with warnings.catch_warnings():
@@ -87,7 +87,7 @@ class Ftp:
 
 @pytest.fixture
 def ftp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ftp]:
-    monkeypatch.setattr(generic, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(generic_attempts, "_FIRST_PAUSE", 0.0)
     (tmp_path / "file").write_bytes(CONTENT)
     server = Ftp(tmp_path)
     yield server
@@ -131,7 +131,7 @@ def test_a_gap_is_received_and_a_wide_one_is_not(ftp: Ftp, storage: Storage) -> 
 
 
 def test_very_long_reads_let_others_have_a_turn(ftp: Ftp, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generic, "_TURN_BYTES", 10 * MIB)
+    monkeypatch.setattr(generic_reading, "_TURN_BYTES", 10 * MIB)
     assert filled(storage, (1, len(CONTENT))) == [CONTENT[1:]]
     assert ftp.transfers == [1, 8 * MIB + 1, 16 * MIB + 1]
 
@@ -149,7 +149,7 @@ def test_a_transfer_that_breaks_goes_on_where_it_broke(ftp: Ftp, storage: Storag
     ftp.breaks_after = 5 * MIB
     assert filled(storage, (0, len(CONTENT))) == [CONTENT]
     assert ftp.transfers == [0, 4 * MIB, 8 * MIB, 12 * MIB, 16 * MIB, 20 * MIB]
-    assert len(ftp.transfers) > generic.ATTEMPTS
+    assert len(ftp.transfers) > generic_attempts.ATTEMPTS
     assert ftp.logins == len(ftp.transfers)
 
 
@@ -158,7 +158,7 @@ def test_a_server_that_gets_nowhere_is_given_up(ftp: Ftp, storage: Storage) -> N
     with pytest.raises(StorageError, match="the connection broke") as caught:
         filled(storage, (0, len(CONTENT)))
     assert caught.value.kind == "interrupted"
-    assert ftp.transfers == [0] * generic.ATTEMPTS
+    assert ftp.transfers == [0] * generic_attempts.ATTEMPTS
     ftp.breaks_after = None
     assert filled(storage, (0, len(CONTENT))) == [CONTENT]
 
@@ -183,7 +183,7 @@ def test_an_interrupted_transfer_leaves_no_answer_for_the_next_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(generic, "scatter", interrupted)
+        patch.setattr(generic_reading, "scatter", interrupted)
         with pytest.raises(KeyboardInterrupt):
             storage.read_many([("/file", 0, MIB), ("/file", 2 * MIB, 3 * MIB)])
     assert [each.size for each in storage.list("/")] == [len(CONTENT)]
@@ -242,7 +242,7 @@ class Ranges(AbstractFileSystem):  # type: ignore[misc]
 
 @pytest.mark.parametrize("cut", [0, 2, 100])
 def test_a_filesystem_that_reads_ranges_itself_is_asked_for_them(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generic, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(generic_attempts, "_FIRST_PAUSE", 0.0)
     monkeypatch.setattr(Ranges, "cuts", 0)
     fs = Ranges(cut)
     if cut == 100:

@@ -26,7 +26,8 @@ from ocdbt_py.errors import (
 )
 from ocdbt_py.storage.location import Settings
 from ocdbt_py.storage.protocol import ABSENT, ANY, UNCHANGED, Condition, Read, Storage
-from ocdbt_py.testing.storage_suite import StorageSuite, content, in_threads, increment, put
+from ocdbt_py.testing.files import content, in_threads, increment, put
+from ocdbt_py.testing.storage_suite import StorageSuite
 from ocdbt_py_backends import local, local_lock
 from ocdbt_py_backends.local import LocalStorage
 

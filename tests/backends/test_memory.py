@@ -12,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ocdbt_py.errors import PathNotFoundError, StorageError
 from ocdbt_py.storage.protocol import ABSENT, UNCHANGED, Listed, Read, Storage
-from ocdbt_py.testing.storage_suite import StorageSuite, content, put
+from ocdbt_py.testing.files import content, put
+from ocdbt_py.testing.storage_suite import StorageSuite
 from ocdbt_py_backends.memory import MemoryStorage
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ocdbt_py_backends import sftp_session
+from ocdbt_py_backends import sftp_conversation, sftp_session
 from ocdbt_py_backends.body import Body
-from ocdbt_py_backends.sftp_session import Lost, Refused, Session
+from ocdbt_py_backends.sftp_conversation import Refused
+from ocdbt_py_backends.sftp_packets import Lost
+from ocdbt_py_backends.sftp_session import Session
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, STAT, REMOVE = 1, 2, 3, 4, 5, 6, 17, 13
 STATUS, HANDLE, DATA, ATTRS = 101, 102, 103, 105
@@ -104,7 +106,7 @@ def test_the_greeting_tells_what_the_server_can(server: Server) -> None:
 def test_reads_come_together_in_whatever_order_and_pieces(
     monkeypatch: pytest.MonkeyPatch, order: Callable[[list[bytes]], list[bytes]], most: int
 ) -> None:
-    monkeypatch.setattr(sftp_session, "_LEAST_REQUEST", 3000)
+    monkeypatch.setattr(sftp_conversation, "_LEAST_REQUEST", 3000)
     server = Server(piece=777, most=most)
     server.order = order
     server.content += os.urandom(50_000)
@@ -120,7 +122,7 @@ def test_reads_come_together_in_whatever_order_and_pieces(
 
 
 def test_reads_are_asked_for_together_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sftp_session, "_LEAST_REQUEST", 1000)
+    monkeypatch.setattr(sftp_conversation, "_LEAST_REQUEST", 1000)
     monkeypatch.setattr(sftp_session, "ASKED_BYTES", 10_000)
     server = Server(piece=5000)
     server.content += os.urandom(50_500)
@@ -132,7 +134,7 @@ def test_reads_are_asked_for_together_and_bounded(monkeypatch: pytest.MonkeyPatc
 
 
 def test_writes_go_out_together_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sftp_session, "_LEAST_REQUEST", 1000)
+    monkeypatch.setattr(sftp_conversation, "_LEAST_REQUEST", 1000)
     monkeypatch.setattr(sftp_session, "IN_FLIGHT_BYTES", 10_000)
     server = Server(piece=5000)
     session = Session(server)

@@ -23,7 +23,7 @@ import ocdbt_py.backends
 from ocdbt_py.errors import InvalidArgumentError, InvalidTypeError, PathNotFoundError, UnsupportedError
 from ocdbt_py.storage import location
 from ocdbt_py.storage.location import Place, Settings, resolve, safe_path, safe_url
-from ocdbt_py.testing.storage_suite import put
+from ocdbt_py.testing.files import put
 from ocdbt_py_backends.block_cache import BlockCache
 from ocdbt_py_backends.caching import CachingStorage
 from ocdbt_py_backends.local import LocalStorage

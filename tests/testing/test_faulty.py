@@ -10,7 +10,8 @@ from ocdbt_py.errors import PathNotFoundError, StorageError
 from ocdbt_py.storage.location import Settings
 from ocdbt_py.storage.protocol import ABSENT, Storage
 from ocdbt_py.testing.faulty import Crash, Fault, FaultyStorage
-from ocdbt_py.testing.storage_suite import StorageSuite, content, put
+from ocdbt_py.testing.files import content, put
+from ocdbt_py.testing.storage_suite import StorageSuite
 from ocdbt_py_backends.local import LocalStorage
 
 
