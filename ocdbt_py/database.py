@@ -434,6 +434,8 @@ class Database(Readable, MutableMapping[bytes, bytes]):
     def close(self) -> None:
         """Every later call is :class:`InvalidArgumentError`."""
         self._closed = True
+        if self._writable:
+            self._engine.rest()
 
     def __enter__(self) -> Database:
         return self

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ocdbt_py.engine.data_files import DataFiles, NameSource, random_name
+from ocdbt_py.engine.growing_files import GrowingFiles
 from ocdbt_py.engine.manifests import Manifests, Seen
 from ocdbt_py.engine.mutations import Mutations, Staged
 from ocdbt_py.engine.nodes import Nodes
@@ -78,6 +79,7 @@ class Target:
     nodes: Nodes
     options: WriteOptions
     sources: Sources
+    growing: GrowingFiles | None = None
     company: Company = field(default_factory=Company)
 
     def new_config(self) -> StoredConfig:
@@ -160,7 +162,13 @@ def commit(target: Target, mutations: Mutations, seen: Seen, condition: Conditio
     ``ambiguous`` where nobody knows, of kind ``not-durable`` where it happened.
     """
     options = target.options
-    data_files = DataFiles(target.storage, target.base, options.target_data_file_size, target.sources.names)
+    data_files = DataFiles(
+        target.storage,
+        target.base,
+        options.target_data_file_size,
+        target.sources.names,
+        growing=target.growing if mutations.are_few else None,
+    )
     config = seen.manifest.config if seen.manifest is not None else target.new_config()
     try:
         staged = mutations.stage(config.max_inline_value_bytes, options.value_data_prefix, data_files)
@@ -237,7 +245,7 @@ class _Commit:
         """What to leave to others while waiting; nothing that asks for more than they can do."""
         if self._condition is not None or self._assumed or not travels(self._staged):
             return None
-        return Note(lambda: note_of(self._staged, self._config))
+        return Note(lambda: note_of(self._staged, self._config), self._target.company.deference)
 
     def _was_done(self, note: Note, seen: Seen) -> bool:
         """Whether another process did it, and did not come to say so."""
@@ -271,6 +279,7 @@ class _Commit:
         version = target.next_version(latest, new)
         prefix = target.options.version_tree_node_data_prefix
         successor = append(manifest, version, target.nodes, data_files, prefix)
+        data_files.begin_flush()
         put_in_place = target.manifests.begin(seen, successor, hold)
         data_files.flush()
         along.promise(version)

@@ -61,6 +61,12 @@ class Committer:
             raise request.outcome
         return request.outcome
 
+    def rest(self) -> None:
+        """Close what is open from one commit to the next."""
+        if self._target.growing is not None:
+            with self._lock:
+                self._target.growing.close()
+
     def _forget_parent(self) -> None:
         """In a forked child, what threads of the parent wait for is not ours to do."""
         for _ in range(len(self._queue)):

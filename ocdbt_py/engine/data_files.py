@@ -9,6 +9,9 @@ zeros, as TensorStore's do ("Files of a database").
 is put in the background while the next one is filled. What the caller lends (``borrowed``: memory that is there anyway
 and does not change until the end) may all be under way at once; of what exists only to be written, as encoded chunks
 and nodes do, at most :data:`PENDING_BYTES` are held.
+
+What a small commit writes goes behind that of the one before it, where the storage can do that
+(:mod:`ocdbt_py.engine.growing_files`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +28,10 @@ from numpy.typing import NDArray
 from ocdbt_py.errors import AlreadyExistsError, OcdbtError
 from ocdbt_py.format.datafile import NO_FILE, DataFileId, Location
 from ocdbt_py.storage.background import Background, each
-from ocdbt_py.storage.protocol import Buffer, Storage, Writer
+from ocdbt_py.storage.protocol import Buffer, Growing, Storage, Writer
+
+if TYPE_CHECKING:
+    from ocdbt_py.engine.growing_files import GrowingFiles
 
 PADDED_FROM = 4 << 20
 PAGE = 4096
@@ -40,10 +47,12 @@ def random_name() -> str:
 
 
 class _OpenFile:
-    def __init__(self, id: DataFileId, path: str) -> None:
-        self.id = id
-        self.path = path
-        self.size = 0
+    def __init__(self, base: str, name: str, growing: Growing | None = None) -> None:
+        self.id = DataFileId(b"", name.encode("utf-8", "surrogateescape"))
+        self.name = name
+        self.path = f"{base}/{name}"
+        self.growing = growing
+        self.size = growing.size if growing is not None else 0
         self.pending: list[Buffer] = []
         self.pending_bytes = 0
         self.owned_bytes = 0
@@ -51,7 +60,10 @@ class _OpenFile:
 
 
 class DataFiles:
-    """The data files that one commit writes below ``base`` (a path in ``storage``, without a trailing slash)."""
+    """The data files that one commit writes below ``base`` (a path in ``storage``, without a trailing slash).
+
+    ``growing`` are those to append to instead.
+    """
 
     def __init__(
         self,
@@ -60,6 +72,7 @@ class DataFiles:
         target_size: int,
         names: NameSource = random_name,
         pending_bytes: int = PENDING_BYTES,
+        growing: GrowingFiles | None = None,
     ) -> None:
         capabilities = storage.capabilities
         self._storage = storage
@@ -73,7 +86,9 @@ class DataFiles:
         self._uploads = Background(self._parallel, pending_bytes - pending_bytes // 4) if self._parallel > 1 else None
         sizes = [size for size in (target_size, capabilities.file_bytes if self._uploads else 0) if size]
         self._target = min(sizes, default=0)
+        self._growing = growing
         self._open: dict[str, _OpenFile] = {}
+        self._grown: list[tuple[str, _OpenFile, Growing]] = []
         self._closed: list[str] = []
         self._unsynced: list[str] = []
 
@@ -145,13 +160,19 @@ class DataFiles:
         """The open file of a prefix, its end on a multiple of ``alignment``."""
         file = self._open.get(prefix)
         if file is None:
-            name = prefix + self._names()
-            relative = name.encode("utf-8", "surrogateescape")
-            file = self._open[prefix] = _OpenFile(DataFileId(b"", relative), f"{self._base}/{name}")
+            file = self._open[prefix] = self._begun(prefix)
         if gap := -file.size % alignment:
             file.pending.append(bytes(gap))
             file.pending_bytes += gap
             file.size += gap
+        return file
+
+    def _begun(self, prefix: str) -> _OpenFile:
+        if self._growing is None:
+            return _OpenFile(self._base, prefix + self._names())
+        file = _OpenFile(self._base, *self._growing.take(prefix))
+        if not file.size:
+            self._closed.append(file.path)  # so far, nobody refers to it
         return file
 
     @property
@@ -167,6 +188,12 @@ class DataFiles:
             else:
                 self._drain(file)
 
+    def begin_flush(self) -> None:
+        """Let what goes into files that grow be on its way to the disk."""
+        for prefix, file in list(self._open.items()):
+            if file.growing is not None:
+                self._close(prefix)
+
     def flush(self) -> None:
         """Close every file and wait until all of them would survive a crash."""
         for prefix in list(self._open):
@@ -176,9 +203,15 @@ class DataFiles:
         if self._unsynced:
             self._storage.sync(self._unsynced)
             self._unsynced = []
+        while self._grown:
+            prefix, file, growing = self._grown[-1]
+            growing.sync()
+            if self._growing is not None:
+                self._growing.keep(prefix, file.name, growing)
+            self._grown.pop()
 
     def keep(self) -> list[str]:
-        """The files closed so far, which :meth:`abort` leaves alone from now on: a manifest may refer to them."""
+        """The files begun so far, which :meth:`abort` leaves alone from now on: a manifest may refer to them."""
         kept, self._closed = self._closed, []
         return kept
 
@@ -195,7 +228,12 @@ class DataFiles:
             if file.writer is not None:
                 with suppress(OcdbtError):
                     file.writer.abort()
+            if file.growing is not None:
+                file.growing.close()
         self._open.clear()
+        for _, _, growing in self._grown:
+            growing.close()
+        self._grown.clear()
         if self._uploads is not None:
             self._uploads.settle()
         each(self._remove, self._closed, self._parallel)
@@ -207,6 +245,10 @@ class DataFiles:
             self._storage.delete(path)
 
     def _drain(self, file: _OpenFile) -> None:
+        if file.growing is not None:
+            file.growing.append(file.pending)
+            file.pending, file.pending_bytes, file.owned_bytes = [], 0, 0
+            return
         if file.writer is None:
             file.writer = self._storage.create(file.path)
         if file.pending:
@@ -215,6 +257,11 @@ class DataFiles:
 
     def _close(self, prefix: str) -> None:
         file = self._open[prefix]
+        if file.growing is not None:
+            self._drain(file)
+            del self._open[prefix]
+            self._grown.append((prefix, file, file.growing))
+            return
         if file.size > PADDED_FROM and file.size % PAGE:
             file.pending.append(bytes(-file.size % PAGE))
         if file.writer is not None:

@@ -94,6 +94,12 @@ class Engine:
                 self._seen, self._seen_at = committed.seen, time.monotonic()
         return committed.staged
 
+    def rest(self) -> None:
+        """Close what commits keep open for the next one, which will begin another."""
+        committer: Committer | None = self.__dict__.get("_committer")  # unless nothing was ever committed
+        if committer is not None:
+            committer.rest()
+
     def latest(self) -> Tree:
         """The newest version's tree."""
         seen = self.current()
@@ -125,9 +131,14 @@ class Engine:
     @cached_property
     def _target(self) -> Target:
         from ocdbt_py.engine.commit import Sources, Target
+        from ocdbt_py.engine.growing_files import GrowingFiles
 
-        sources = Sources() if self._sources is None else self._sources
-        return Target(self.storage, self.base, self._manifests, self.nodes, self._options, sources)
+        sources, growing = self._sources, None
+        if sources is None:
+            sources = Sources()
+            # Whoever names the files wants them as TensorStore has them, one for each commit.
+            growing = GrowingFiles(self.storage, self.base) if self.storage.capabilities.grow else None
+        return Target(self.storage, self.base, self._manifests, self.nodes, self._options, sources, growing)
 
     @cached_property
     def _committer(self) -> Committer:

@@ -27,6 +27,8 @@ from ocdbt_py.format.keys import MAX_KEY_LENGTH
 from ocdbt_py.storage.protocol import Buffer
 
 _BLOCK = 8192  # values; so many small ones stay in a processor's cache
+_FEW = 64
+_FEW_BYTES = 64 << 10
 
 
 class Deferred(NamedTuple):
@@ -126,6 +128,12 @@ class Mutations:
             self.delete_range(*key_range)
         self._values.update(later._values)
         self.deferred = self.deferred or later.deferred
+
+    @property
+    def are_few(self) -> bool:
+        """Whether there are hardly any, all of them with values that are short and at hand."""
+        values = self._values.values()
+        return len(values) <= _FEW and not self.deferred and sum(len(value or b"") for value in values) <= _FEW_BYTES
 
     def overlay(self, key: bytes) -> Value | Untouched | None:
         """The value that a key gets here, None if it is deleted, UNTOUCHED if nothing is said of it."""

@@ -52,14 +52,21 @@ class Company:
 
     others: int = 0
     seconds: float = 0.0
+    served_at: float = -float("inf")
 
     @property
     def patience(self) -> float:
         return min(self.seconds / 2, _LONGEST_PATIENCE) if self.others else 0.0
 
+    @property
+    def deference(self) -> float:
+        """How long to leave the turn to whoever has just served us. It comes again as we do, and has at hand what it
+        wrote last, which the next one would have to read."""
+        return self.patience if time.monotonic() - self.served_at < _LONGEST_PATIENCE else 0.0
+
     def was_there(self, others: int, seconds: float) -> None:
         """Another one has just committed ours along with its own, and so many in all; we waited that long for it."""
-        self.others, self.seconds = max(others, 1), seconds
+        self.others, self.seconds, self.served_at = max(others, 1), seconds, time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)

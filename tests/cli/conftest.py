@@ -55,7 +55,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def database(tmp_path: Path) -> Path:
     """Three versions: empty, four keys, one more and one changed."""
     path = tmp_path / "database"
-    with ocdbt_py.open(path, "x", durable=False) as db:
+    options = ocdbt_py.WriteOptions(value_data_prefix="v/")
+    with ocdbt_py.open(path, "x", durable=False, write_options=options) as db:
         db.update({"a/long": b"x" * 300, "a/short": b"12", b"z\x1b[1m\\\xff": b"\0\xff", "w/.zarray": b'{"shape":[2]}'})
         db["n"] = b"5"
     return path

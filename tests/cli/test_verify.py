@@ -54,8 +54,10 @@ def test_a_missing_data_file_is_a_finding_for_each_value_in_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    with ocdbt_py.open(tmp_path / "db", "a", durable=False) as db:
+    options = ocdbt_py.WriteOptions(value_data_prefix="v/")
+    with ocdbt_py.open(tmp_path / "db", "a", durable=False, write_options=options) as db:
         db.update({"a": b"a" * 200, "b": b"b" * 200})
+    with ocdbt_py.open(tmp_path / "db", "a", durable=False, write_options=options) as db:
         db["c"] = b"c" * 200
         location = db.stat("a").location
         assert location is not None

@@ -211,7 +211,7 @@ def test_a_condition_that_does_not_hold_disturbs_nobody_else(db: Database, clock
 
 def test_a_value_that_cannot_be_fetched_is_nobody_elses_failure(db: Database, clock: Clock, tmp_path: Path) -> None:
     with ocdbt_py.open(tmp_path / "damaged", "x", durable=False) as source:
-        source["long"] = b"v" * 1000
+        source["long"] = b"v" * 100_000  # in a file of its own
         location = source.stat("long").location
         source["short"] = b"v"
     assert location is not None

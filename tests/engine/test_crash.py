@@ -120,6 +120,33 @@ def test_after_a_failed_step_nothing_changed_nothing_is_left_and_the_handle_work
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("power_fails", [False, True], ids=["the process ends", "the power fails"])
+def test_a_crash_takes_nothing_from_what_the_same_handle_committed_before(
+    place: Place, config: ocdbt_py.Config, power_fails: bool
+) -> None:
+    def change_twice(db: Database) -> None:
+        change(db)
+        db["second"] = b"2" * 200
+
+    both = {**AFTER, b"second": b"2" * 200}
+    prepare(place, config)
+    first = steps_of(place, change)
+    prepare(place, config)
+    seen = []
+    for step in range(first + 1, steps_of(place, change_twice) + 1):
+        prepare(place, config)
+        faulty = FaultyStorage(place.storage, at=step, fault="crash")
+        db = open_place(replace(place, storage=faulty), "r+")
+        with pytest.raises(Crash):
+            change_twice(db)
+        if power_fails:
+            faulty.lose_unsynced()
+        seen.append(contents(place))
+        assert seen[-1] in (AFTER, both)
+    assert seen[0] == AFTER
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_lost_answer_to_the_manifests_write_is_found_in_the_history(place: Place, config: ocdbt_py.Config) -> None:
     prepare(place, config)
     for step in range(1, steps_of(place, change) + 1):

@@ -42,12 +42,11 @@ def test_columns_are_joined_and_put_in_another_order() -> None:
     assert joined.take(order[:0]) == []
 
 
-def test_inline_values_alike_are_one_object() -> None:
-    inline = FoundColumns.of_each([b"one document", b"another", bytes(bytearray(b"one document"))]).inline()
-    assert inline == [b"one document", b"another", b"one document"]
-    assert inline[0] is inline[2]
-    assert FoundColumns.of_each([b"one document", ANSWERS[1]]).inline() is None
-    assert FoundColumns.of_each([b"one document", None]).inline() is None
+def test_inline_values_alike_are_numbered_by_their_first_places() -> None:
+    found = FoundColumns.of_each([b"one document", b"another", b"one document", b"a third", b"another"])
+    assert found.alike() == ([b"one document", b"another", b"a third"], [0, 1, 0, 2, 1])
+    assert FoundColumns.of_each([b"one document", ANSWERS[1]]).alike() is None
+    assert FoundColumns.of_each([b"one document", None]).alike() is None
 
 
 @pytest.fixture(scope="module")
