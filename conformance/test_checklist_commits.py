@@ -242,7 +242,8 @@ def test_neighbouring_parts_are_read_together_and_far_ones_apart(
     assert sorted(reads) == [(0, 8), (far, far + 1)]
 
 
-def test_the_manifest_is_written_when_every_file_it_needs_is_durable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [150, 15_000], ids=["files that grow", "new files"])
+def test_the_manifest_is_written_when_every_file_it_needs_is_durable(tmp_path: Path, size: int) -> None:
     place = resolve(tmp_path / "db")
     steps: list[str] = []
 
@@ -262,11 +263,13 @@ def test_the_manifest_is_written_when_every_file_it_needs_is_durable(tmp_path: P
     with ocdbt_py.database.open_place(watched, "x", config=config, write_options=options) as db:
         db["k"] = b""
         steps.clear()
-        db.update({f"{i}": b"x" * 150 for i in range(10)})
-    (written,) = [i for i, step in enumerate(steps) if step in ("write", "hold.write")]
-    assert steps.count("put") > 5
-    assert "sync" in steps[:written]
-    assert written == len(steps) - 1
+        db.update({f"{i}": b"x" * size for i in range(10)})
+    assert steps.pop() == "hold.write"
+    written, last = ("growing.append", "growing.sync") if size == 150 else ("put", "sync")
+    assert steps.count(written) > 5
+    assert "hold.write" not in steps
+    assert steps.count("growing.sync") == steps.count("growing.append")
+    assert steps[-1] == last
 
 
 @pytest.mark.parametrize("size", [(4 << 20) - 200, (4 << 20) + 5])
