@@ -7,7 +7,7 @@ is checked when made, so no other module asks again whether shape and chunks fit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -19,7 +19,7 @@ from ocdbt_py.array.dtypes import ByteOrder, Scalar, dtype_from_name, dtype_name
 from ocdbt_py.array.sharding import AxisOrder, Sharding, axes_of
 from ocdbt_py.errors import InvalidArgumentError
 
-__all__ = ["MAX_BYTES", "MAX_RANK", "ArraySpec", "array_key", "array_keys"]
+__all__ = ["MAX_BYTES", "MAX_RANK", "ArraySpec", "SpecColumns", "array_key", "array_keys"]
 
 MAX_RANK: Final = 32
 """Axes of an array; TensorStore's bound, and NumPy's before release 2."""
@@ -199,6 +199,52 @@ class ArraySpec:
         if self.chunk_key_encoding == "default":
             return self.dimension_separator.join(["c", *map(str, index)])
         return self.dimension_separator.join(map(str, index)) if index else "0"
+
+
+class SpecColumns(Mapping[int, ArraySpec]):
+    """By number the specs of many arrays, of which those alike share one: ``distinct[kinds[row]]`` is that of array
+    ``indices[row]``."""
+
+    __slots__ = ("_specs", "distinct", "indices", "kinds")
+
+    def __init__(self, indices: Sequence[int], distinct: Sequence[ArraySpec], kinds: Sequence[int]) -> None:
+        self.indices = indices
+        self.distinct = distinct
+        self.kinds = kinds
+        self._specs: dict[int, ArraySpec] | None = None
+
+    @classmethod
+    def of(cls, specs: Mapping[int, ArraySpec]) -> SpecColumns:
+        if isinstance(specs, SpecColumns):
+            return specs
+        distinct = {id(spec): spec for spec in specs.values()}
+        numbers = dict(zip(distinct, range(len(distinct)), strict=True))
+        return cls(list(specs), list(distinct.values()), [numbers[id(spec)] for spec in specs.values()])
+
+    @property
+    def _by_index(self) -> dict[int, ArraySpec]:
+        """Made when single ones are asked for."""
+        if self._specs is None:
+            self._specs = dict(zip(self.indices, map(self.distinct.__getitem__, self.kinds), strict=True))
+        return self._specs
+
+    def __getitem__(self, index: int) -> ArraySpec:
+        return self._by_index[index]
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._by_index
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def values(self) -> ValuesView[ArraySpec]:
+        return self._by_index.values()
+
+    def items(self) -> ItemsView[int, ArraySpec]:
+        return self._by_index.items()
 
 
 def _strides(order: AxisOrder, shape: Sequence[int], itemsize: int) -> tuple[tuple[int, ...], int]:

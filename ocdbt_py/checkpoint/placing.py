@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdbt_py.array.rows import arrays_at, rows_alike
+from ocdbt_py.array.rows import arrays_in
 from ocdbt_py.array.sharding import only_chunk
-from ocdbt_py.array.spec import ArraySpec, array_keys
+from ocdbt_py.array.spec import ArraySpec, SpecColumns, array_keys
 from ocdbt_py.database_reading import Readable
 from ocdbt_py.engine.found import FoundColumns
 from ocdbt_py.engine.nodes import file_path
@@ -61,7 +61,6 @@ def map_arrays(
     place: Place, source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec], seen: Seen | None = None
 ) -> dict[int, NDArray[Any]]:
     """Those of the arrays ``names[i]`` that can be mapped; ``source`` says where below ``place`` they are."""
-    arrays: dict[int, NDArray[Any]] = {}
     chunks = _found(source, names, specs)
     indices, found = chunks.indices, chunks.found
     files: dict[int, memoryview] = {}  # by their numbers among the sources
@@ -79,11 +78,8 @@ def map_arrays(
             start = int(found.offsets[row])
             seen(chunks.keys[row], files[int(found.numbers[row])][start : start + int(sizes[row])])
     contents = {number: np.frombuffer(mapped, np.uint8) for number, mapped in files.items()}
-    for alike in rows_alike(found.numbers[usual], chunks.kinds[usual]):
-        rows = usual[alike]
-        content, spec = contents[int(found.numbers[rows[0]])], chunks.specs[chunks.kinds[rows[0]]]
-        made = arrays_at(content, found.offsets[rows], spec.shape, spec.dtype)
-        arrays.update(zip(indices[rows].tolist(), made, strict=True))
+    numbers, kinds, offsets = found.numbers[usual], chunks.kinds[usual], found.offsets[usual]
+    arrays = arrays_in(contents, chunks.specs, numbers, kinds, offsets, indices[usual])
     for row in (~is_usual).nonzero()[0].tolist():
         number, i = int(found.numbers[row]), int(indices[row])
         file = found.sources[number]
@@ -134,21 +130,31 @@ def gather_arrays(
 
 def _found(source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec]) -> _Chunks:
     """The chunks of those arrays that are stored as they are."""
-    distinct = {id(spec): spec for spec in specs.values()}
-    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
-    kinds = np.fromiter(map(numbers.__getitem__, map(id, specs.values())), np.int64, len(specs))
-    indices = np.fromiter(specs, np.int64, len(specs))
-    files = [spec.chunk_key((0,) * spec.ndim) if spec.is_plain else "" for spec in distinct.values()]
-    wanted: list[NDArray[np.intp]] = []
-    keys: list[bytes] = []
-    for file in sorted(set(files) - {""}):
-        rows = np.array([each == file for each in files], np.bool_)[kinds].nonzero()[0]
-        wanted.append(rows)
-        keys += array_keys(list(map(names.__getitem__, indices[rows].tolist())), file)
-    rows = np.concatenate(wanted) if wanted else np.empty(0, np.intp)
+    columns = SpecColumns.of(specs)
+    files = [spec.chunk_key((0,) * spec.ndim) if spec.is_plain else "" for spec in columns.distinct]
+    kinds = np.fromiter(columns.kinds, np.int64, len(columns))
+    indices = np.fromiter(columns.indices, np.int64, len(columns))
+    is_all = "" not in files and columns.indices == range(len(names))
+    if "" in files:
+        rows = np.array(files, np.bool_)[kinds].nonzero()[0]
+        kinds, indices = kinds[rows], indices[rows]
+    keys = _chunk_keys(names if is_all else list(map(names.__getitem__, indices.tolist())), files, kinds)
     found = source.find(keys) if keys else []
-    columns = found if isinstance(found, FoundColumns) else FoundColumns.of_each(found)
-    return _Chunks(indices[rows], keys, columns, list(distinct.values()), kinds[rows])
+    answers = found if isinstance(found, FoundColumns) else FoundColumns.of_each(found)
+    return _Chunks(indices, keys, answers, columns.distinct, kinds)
+
+
+def _chunk_keys(names: Sequence[str], files: Sequence[str], kinds: NDArray[np.int64]) -> list[bytes]:
+    """In the order of the names, which is that of the database, as a rule."""
+    used = sorted(set(files) - {""})
+    if len(used) == 1:
+        return array_keys(names, used[0])
+    wanted = [files[kind] for kind in kinds.tolist()]
+    keys = {
+        file: iter(array_keys([name for name, each in zip(names, wanted, strict=True) if each == file], file))
+        for file in used
+    }
+    return [next(keys[file]) for file in wanted]
 
 
 def _pieces(chunks: _Chunks, rows: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
@@ -187,19 +193,14 @@ def _read(
         memories.append(memory)
         fillings.append((chunks.keys[last], Location(file, start, len(memory)), memory.data))
     source.fill(fillings)
-    arrays: dict[int, NDArray[Any]] = {}
     together = np.concatenate(pieces)
     numbers = np.repeat(np.arange(len(pieces)), list(map(len, pieces)))
-    for alike in rows_alike(numbers, chunks.kinds[together]):
-        number, rows = numbers[alike[0]], together[alike]
-        memory, spec = memories[number], chunks.specs[chunks.kinds[rows[0]]]
-        offsets = found.offsets[rows] - fillings[number][1].offset
-        if seen is not None:
-            for row, offset in zip(rows.tolist(), offsets.tolist(), strict=True):
-                seen(chunks.keys[row], memory.data[offset : offset + spec.chunk_nbytes])
-        made = arrays_at(memory, offsets, spec.shape, spec.dtype)
-        arrays.update(zip(chunks.indices[rows].tolist(), made, strict=True))
-    return arrays
+    starts = np.fromiter((where.offset for _, where, _ in fillings), np.int64, len(fillings))
+    kinds, offsets = chunks.kinds[together], found.offsets[together] - starts[numbers]
+    if seen is not None:
+        for row, number, offset in zip(together.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
+            seen(chunks.keys[row], memories[number].data[offset : offset + int(found.lengths[row])])
+    return arrays_in(memories, chunks.specs, numbers, kinds, offsets, chunks.indices[together])
 
 
 def _mapped(

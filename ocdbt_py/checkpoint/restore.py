@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +95,6 @@ def restore(
     )
 
 
-@collector_paused()
 def restore_place(
     place: Place,
     target: Any = None,
@@ -107,26 +107,28 @@ def restore_place(
     allow_uncommitted: bool = False,
 ) -> Any:
     """:func:`restore` from a place that is resolved already."""
-    selection = compile_selection(select)
-    floats = None if dtype is None else _floating(dtype)
-    found = find_checkpoint(place, allow_uncommitted=allow_uncommitted)
-    if item is not None:
-        found = find_item(found, item)
-    elif found.kind is Kind.STEP:
-        names = pytree_items(found)
-        if len(names) != 1:
-            if target is not None:
-                raise InvalidArgumentError(
-                    f"{found.place.url} has the items {', '.join(found.items)}; say with item= which the target is for"
-                )
-            return {name: _value(find_item(found, name), selection, floats, reading) for name in all_items(found)}
-        found = find_item(found, names[0])
-    if target is None:
-        return _value(found, selection, floats, reading)
-    if found.kind is Kind.RANDOM_KEY:
-        target = wrapped(found, target)
-    tree = _to_target(StoredTree.open(found), target, strict, selection, floats, reading)
-    return unwrapped(found, tree) if found.kind is Kind.RANDOM_KEY else tree
+    with collector_paused():
+        selection = compile_selection(select)
+        floats = None if dtype is None else _floating(dtype)
+        found = find_checkpoint(place, allow_uncommitted=allow_uncommitted)
+        if item is not None:
+            found = find_item(found, item)
+        elif found.kind is Kind.STEP:
+            names = pytree_items(found)
+            if len(names) != 1:
+                if target is not None:
+                    raise InvalidArgumentError(
+                        f"{found.place.url} has the items {', '.join(found.items)}; say with item= which the target is "
+                        "for"
+                    )
+                return {name: _value(find_item(found, name), selection, floats, reading) for name in all_items(found)}
+            found = find_item(found, names[0])
+        if target is None:
+            return _value(found, selection, floats, reading)
+        if found.kind is Kind.RANDOM_KEY:
+            target = wrapped(found, target)
+        tree = _to_target(StoredTree.open(found), target, strict, selection, floats, reading)
+        return unwrapped(found, tree) if found.kind is Kind.RANDOM_KEY else tree
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:
@@ -152,11 +154,10 @@ def _value(found: Layout, selection: Selection | None, floats: np.dtype[Any] | N
         return unwrapped(found, _value(key_tree(found), None, None, reading))
     stored = StoredTree.open(found)
     kinds = stored.value_types
-    leaves: list[Any] = [ABSENT] * len(kinds)
-    is_as_saved = floats is None and ValueType.SCALAR not in kinds
-    for i, value in stored.values(_chosen(stored, selection), reading).items():
-        leaves[i] = value if is_as_saved else _as_saved(kinds[i], value, floats)
-    return stored.tree(leaves)
+    values = stored.values(_chosen(stored, selection), reading)
+    if floats is not None or ValueType.SCALAR in kinds:
+        values = {i: _as_saved(kinds[i], value, floats) for i, value in values.items()}
+    return stored.tree(list(map(values.get, range(len(kinds)), repeat(ABSENT))))
 
 
 def _chosen(stored: StoredTree, selection: Selection | None) -> Sequence[int]:

@@ -21,7 +21,7 @@ from ocdbt_py.array.chunks import Index, select
 from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.array.metadata import METADATA_FILES, decode_metadata
 from ocdbt_py.array.read import ArrayRead, Missing, read_arrays
-from ocdbt_py.array.spec import ArraySpec, array_key, array_keys
+from ocdbt_py.array.spec import ArraySpec, SpecColumns, array_key, array_keys
 from ocdbt_py.array.values import Values
 from ocdbt_py.checkpoint.array_source import ArraySource, open_arrays
 from ocdbt_py.checkpoint.checksums import Verified
@@ -46,7 +46,7 @@ from ocdbt_py.checkpoint.metadata import (
 from ocdbt_py.checkpoint.placing import gather_arrays, map_arrays
 from ocdbt_py.checkpoint.random_keys import key_tree
 from ocdbt_py.database_reading import Readable
-from ocdbt_py.engine.found import FoundColumns
+from ocdbt_py.engine.found import FoundColumns, Numbers
 from ocdbt_py.errors import CorruptDataError, NotFoundError, OcdbtError, PathNotFoundError, UnsupportedError
 from ocdbt_py.format.datafile import Location
 from ocdbt_py.storage.location import Place
@@ -123,7 +123,6 @@ class StoredTree:
     """The strings that stand elsewhere than in ``_strings.json``, by leaf name."""
 
     @classmethod
-    @collector_paused()
     def open(cls, layout: Layout, data: bytes | None = None) -> StoredTree:
         """Read the metadata of what :func:`identify` found to be a pytree, arrays or a random key; ``data`` is what
         ``_METADATA`` holds, where it was read already.
@@ -131,11 +130,13 @@ class StoredTree:
         match layout.kind:
             case Kind.PYTREE | Kind.OLD_PYTREE:
                 try:
-                    return cls._of_tree(layout, data)
+                    with collector_paused():
+                        return cls._of_tree(layout, data)
                 except CorruptDataError as error:
                     raise error.located(url=layout.place.url) from None
             case Kind.DATABASE | Kind.ARRAYS | Kind.PARTS:
-                return cls._of_arrays(layout)
+                with collector_paused():
+                    return cls._of_arrays(layout)
             case Kind.RANDOM_KEY:
                 return cls.open(key_tree(layout))
         raise UnsupportedError(
@@ -256,29 +257,35 @@ class StoredTree:
         except OcdbtError as error:
             raise error.located(url=self.place.url) from None
 
-    def specs(self, indices: Iterable[int]) -> dict[int, ArraySpec]:
+    def specs(self, indices: Iterable[int]) -> Mapping[int, ArraySpec]:
         """How those of these leaves are stored that are arrays; one request for all of them."""
         kinds, names, called = self.value_types, self.names, self.documents
-        wanted = [i for i in indices if kinds[i] in ValueType.ARRAYS]
+        wanted: Sequence[int] = range(len(kinds))
+        if indices != wanted or not ValueType.ARRAYS.issuperset(kinds):
+            wanted = [i for i in indices if kinds[i] in ValueType.ARRAYS]
+            names = list(map(names.__getitem__, wanted))
         if not wanted:
             return {}
         usual = "zarr.json" if self.metadata.use_zarr3 else ".zarray"
         if called:
-            keys = [array_key(names[i], called.get(i, usual)) for i in wanted]
+            keys = [array_key(name, called.get(i, usual)) for i, name in zip(wanted, names, strict=True)]
         else:
-            keys = array_keys([names[i] for i in wanted], usual)
-        documents = self._documents(keys)
+            keys = array_keys(names, usual)
         # arrays alike have one document; of those the first is named in an error
-        owners = dict(zip(reversed(documents), reversed(keys), strict=True))
-        specs = {data: decode_metadata(data, path=key.decode("utf-8", "replace")) for data, key in owners.items()}
-        return dict(zip(wanted, map(specs.__getitem__, documents), strict=True))
+        documents, numbers = self._documents(keys)
+        specs, first = [], -1
+        for number, data in enumerate(documents):
+            first = numbers.index(number, first + 1)
+            specs.append(decode_metadata(data, path=keys[first].decode("utf-8", "replace")))
+        return SpecColumns(wanted, specs, numbers)
 
-    def _documents(self, keys: Sequence[bytes]) -> Sequence[bytes]:
-        """The values of these keys, each of which must be there, and not too large for what it is."""
+    def _documents(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
+        """The different values of these keys, in the order of their first keys, and which of them each has; all must be
+        there, and not too large for what they are."""
         columns = self._values.find(keys)
-        inline = columns.inline() if isinstance(columns, FoundColumns) else None
-        if inline is not None:
-            return inline
+        alike = columns.alike() if isinstance(columns, FoundColumns) else None
+        if alike is not None:
+            return alike
         found: list[Any] = list(columns)
         outside = [i for i, value in enumerate(found) if isinstance(value, Location)]
         for i in outside:
@@ -299,7 +306,9 @@ class StoredTree:
                     key=key,
                     url=self.place.url,
                 )
-        return list(map(bytes, found))
+        known = Numbers()
+        numbers = list(map(known.__getitem__, map(bytes, found)))
+        return list(known), numbers
 
     def infos(self, indices: Iterable[int]) -> dict[int, ArrayInfo]:
         """What is known of those of these leaves that are arrays."""
@@ -325,9 +334,12 @@ class StoredTree:
             values = self._read_with(reading)
             specs = self.specs(indices)
             arrays = self._arrays(specs, parts or {}, values, reading)
-            return arrays | {i: self.plain(i) for i in indices if i not in specs}
+            return arrays if len(specs) == len(indices) else arrays | self._plain(indices, specs)
         except (CorruptDataError, UnsupportedError) as error:
             raise error.located(url=self.place.url) from error.__cause__
+
+    def _plain(self, indices: Sequence[int], specs: Container[int]) -> dict[int, Any]:
+        return {i: self.plain(i) for i in indices if i not in specs}
 
     def lazy(self, i: int, spec: ArraySpec) -> LazyArray:
         """The array leaf ``i``, read when it is indexed."""
@@ -366,7 +378,7 @@ class StoredTree:
         seen = values.take if isinstance(values, Verified) else None
         arrays: dict[int, Any] = {}
         if reading.mmap and self.place.storage.capabilities.map:
-            arrays |= map_arrays(self.place, self._values, self.names, whole, seen)
+            arrays = map_arrays(self.place, self._values, self.names, whole, seen)
         if progress is not None:
             size = sum(spec.nbytes for spec in whole.values())
             for i in parts.keys() & specs.keys():

@@ -82,7 +82,8 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
         return None
     texts: list[str] = []
     values: list[str] = []
-    hashes = []
+    hashes: list[NDArray[np.int64]] = []
+    are_distinct = True
     kinds = _ValueTypes()
     start, end = len(_START), b""
     while start < len(data):
@@ -92,7 +93,10 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
         if found is None:
             return None
         labels, paths, kind_texts, end = found
-        hashes.append(np.fromiter(map(hash, labels), np.int64, len(labels)))
+        if hashes or stop < len(data):
+            hashes.append(np.fromiter(map(hash, labels), np.int64, len(labels)))
+        else:
+            are_distinct = len(set(labels)) == len(labels)
         try:
             texts += paths[1:].decode().split(PATH)
             values += map(kinds.__getitem__, kind_texts)
@@ -100,7 +104,7 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
             return None
         start = stop
     rest = _object(b"{" + end[len(", ") :]) if end.startswith(b", ") else None
-    if rest is None or "tree_metadata" in rest or not _are_distinct(hashes):
+    if rest is None or "tree_metadata" in rest or not are_distinct or (hashes and not _are_distinct(hashes)):
         return None
     return LeafColumns(texts, values), rest
 

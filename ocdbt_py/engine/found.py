@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.datafile import DataFileId, Location
 
-__all__ = ["Found", "FoundColumns", "Source"]
+__all__ = ["Found", "FoundColumns", "Numbers", "Source"]
 
 Found = bytes | Location | None
 """An inline value, where an out-of-line one lies, or nothing."""
@@ -27,7 +27,7 @@ Source = DataFileId | bytes | None
 _LOCATION: Final = partial(tuple.__new__, Location)
 
 _TOGETHER = 1024
-"""Inline values, of which there are copies at a time while those alike are found out."""
+"""Inline values, whose places are numbers of Python's at a time while those alike are found out."""
 
 
 class FoundColumns(Sequence[Found]):
@@ -85,16 +85,16 @@ class FoundColumns(Sequence[Found]):
         """The answers that ``order`` numbers."""
         return FoundColumns(self.sources, self.numbers[order], self.offsets[order], self.lengths[order])
 
-    def inline(self) -> list[bytes] | None:
-        """All values, if they are inline; those alike are one object."""
+    def alike(self) -> tuple[list[bytes], list[int]] | None:
+        """The different values, in the order of their first places, and which of them each is; None unless all are
+        inline."""
         if not all(type(source) is bytes for source in self._used()):
             return None
-        known: dict[bytes, bytes] = {}
-        values: list[bytes] = []
+        known = Numbers()
+        numbers: list[int] = []
         for start in range(0, len(self), _TOGETHER):
-            some = list(self._inline(slice(start, start + _TOGETHER)))
-            values += map(known.setdefault, some, some)
-        return values
+            numbers += map(known.__getitem__, self._inline(slice(start, start + _TOGETHER)))
+        return list(known), numbers
 
     def _inline(self, rows: slice) -> Iterator[bytes]:
         starts = self.offsets[rows]
@@ -127,6 +127,14 @@ class FoundColumns(Sequence[Found]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Numbers(dict[bytes, int]):
+    """Values, numbered as they come."""
+
+    def __missing__(self, value: bytes) -> int:
+        number = self[value] = len(self)
+        return number
 
 
 def _numbered(source: Source, known: dict[DataFileId, int], sources: list[Source]) -> int:

@@ -250,14 +250,16 @@ def _splice(old: KeyColumn, new: Sequence[bytes], order: NDArray[np.int64], chan
     return spliced
 
 
+# Of these the type is asked, not isinstance(), which takes microseconds to tell that a list is none: a sequence of ours
+# is of an abstract class, whose registry is looked into.
 def search(keys: Sequence[bytes], key: bytes) -> int:
     """The index of the first of ``keys`` that is not less than ``key``; their number if there is none."""
-    return keys.search(key) if isinstance(keys, KeyColumn) else bisect_left(keys, key)
+    return keys.search(key) if type(keys) is KeyColumn else bisect_left(keys, key)
 
 
 def all_places(keys: Sequence[bytes]) -> dict[bytes, int]:
     """The index of each key."""
-    return keys.places if isinstance(keys, KeyColumn) else dict(zip(keys, range(len(keys)), strict=True))
+    return keys.places if type(keys) is KeyColumn else dict(zip(keys, range(len(keys)), strict=True))
 
 
 def cut_for(searches: int, keys: Sequence[bytes]) -> Sequence[bytes]:
@@ -267,7 +269,7 @@ def cut_for(searches: int, keys: Sequence[bytes]) -> Sequence[bytes]:
 
 def key_lengths(keys: Sequence[bytes]) -> NDArray[np.int64]:
     """Of each key, in bytes; a column is not cut for it."""
-    return keys.lengths if isinstance(keys, KeyColumn) else np.fromiter(map(len, keys), np.int64, len(keys))
+    return keys.lengths if type(keys) is KeyColumn else np.fromiter(map(len, keys), np.int64, len(keys))
 
 
 def taken_apart(keys: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes]:

@@ -5,7 +5,8 @@ so a short body is one call, which records the content size, and a longer one is
 also depend on the release of libzstd: 1.5.7 wrote what the conformance tests compare with.
 
 This is the one place that chooses the library: the standard one from Python 3.14, ``zstandard`` before. Contexts must
-not be shared between threads: each thread keeps one, of the default level, and others are made anew for each call.
+not be shared between threads: each thread keeps one of the default level, and one to read with, until it has held much;
+others are made anew for each call.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ if sys.version_info >= (3, 14):
     def _decompressor() -> _zstd.ZstdDecompressor:
         return _zstd.ZstdDecompressor(options=_OPTIONS)
 
+    def _forget() -> None:
+        pass
+
 else:
     import zstandard as _zstd
 
@@ -70,7 +74,13 @@ else:
         return compressor.compress(body) + compressor.flush()
 
     def _decompressor() -> _zstd.ZstdDecompressionObj:
-        return _zstd.ZstdDecompressor(max_window_size=1 << _MAX_WINDOW_LOG).decompressobj(_BUFFER)
+        if not hasattr(_kept, "decompressor"):
+            _kept.decompressor = _zstd.ZstdDecompressor(max_window_size=1 << _MAX_WINDOW_LOG)
+        decompressor: _zstd.ZstdDecompressor = _kept.decompressor
+        return decompressor.decompressobj(_BUFFER)
+
+    def _forget() -> None:
+        del _kept.decompressor
 
 
 def compress(body: bytes, level: int) -> bytes:
@@ -105,6 +115,9 @@ def decompress(data: bytes | memoryview, limit: int) -> bytes:
             start = stop
     except _Error as error:
         raise ValueError(f"damaged zstd frame ({error})") from error
+    finally:
+        if size > _BUFFER:
+            _forget()
     if not decompressor.eof:
         raise ValueError("the zstd frame is cut off")
     if extra := len(decompressor.unused_data) + len(data[start:]):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ocdbt_py.array.rows import arrays_at, rows_alike
+from ocdbt_py.array.rows import arrays_at, arrays_in, rows_alike
+from ocdbt_py.array.spec import ArraySpec
 
 MEMORY = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8)
 
@@ -57,6 +58,22 @@ def test_an_array_that_would_end_behind_its_memory_is_not_made(count: int) -> No
     offsets = np.arange(count) * 64 + len(MEMORY) - 64 * count + 32
     with pytest.raises((TypeError, ValueError)):
         list(arrays_at(MEMORY, offsets, (16,), np.dtype("<f4")))
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_arrays_in_several_memories_are_found_by_their_names_however_many_there_are(count: int) -> None:
+    memories = {7: MEMORY, 2: MEMORY[::-1].copy()}
+    specs = [ArraySpec((4,), (4,), np.dtype("<f4")), ArraySpec((2, 3), (2, 3), np.dtype("u1"))]
+    names = np.arange(count)[::-1] + 10
+    numbers, kinds, offsets = np.where(names % 3, 7, 2), names % 2, 16 * names
+    found = arrays_in(memories, specs, numbers, kinds, offsets, names)
+    assert sorted(found) == list(range(10, 10 + count))
+    for name, array in found.items():
+        spec = specs[name % 2]
+        assert (array.shape, array.dtype) == (spec.shape, spec.dtype)
+        memory = memories[7 if name % 3 else 2]
+        assert array.tobytes() == memory[16 * name : 16 * name + spec.nbytes].tobytes()
+        assert array.base is memory
 
 
 def test_rows_that_are_equal_in_both_columns_are_found_together() -> None:

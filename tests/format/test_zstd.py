@@ -92,3 +92,12 @@ def test_a_body_of_exactly_the_limit_is_read() -> None:
     assert decompress(data, len(TEXT)) == TEXT
     with pytest.raises(ValueError, match="more than"):
         decompress(data, len(TEXT) - 1)
+
+
+@pytest.mark.parametrize("data", [WITH_CHECKSUM[:-1] + b"\0", WITH_SIZE[:-1], WITH_SIZE + b"\0", BOMB])
+def test_what_was_refused_leaves_nothing_behind_for_the_next_frame(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"damaged|cut off|after the end|more than"):
+        decompress(data, 1 << 20)
+    assert decompress(WITHOUT_SIZE, LIMIT) == b"abc"
+    assert decompress(compress(TEXT * 10, 0), LIMIT) == TEXT * 10
+    assert decompress(WITH_CHECKSUM, LIMIT) == b"abc"
