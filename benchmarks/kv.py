@@ -114,34 +114,28 @@ class TensorStores:
 
 
 class RawFiles:
-    """The files of single commits and the waits for the disk: a data file, and a manifest put in place of the last one.
+    """What single commits write and wait for: bytes at the end of a file, and a manifest put in place of the last one.
 
-    They grow as those of ocdbt_py do, and nothing is encoded, locked or read.
+    Both become longer as those of ocdbt_py do, and nothing is encoded, locked or read.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._data = f"{path}/d"
-        os.makedirs(self._data)
+        os.makedirs(path)
+        self._directory = os.open(path, os.O_RDONLY)
+        self._data = os.open(f"{path}/data", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
+        os.fsync(self._data)
 
     def put_each(self, count: int) -> None:
         for number in range(count):
-            self._write(f"{self._data}/{os.urandom(16).hex()}", _RAW_BYTES[: _RAW_ENTRY * (number + 1)])
-            self._sync(self._data)
-            self._write(f"{self._path}/new", _RAW_BYTES[:_RAW_MANIFEST])
+            os.write(self._data, _RAW_BYTES[: _RAW_ENTRY * (number + 1)])
+            os.fdatasync(self._data)
+            fd = os.open(f"{self._path}/new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            os.write(fd, _RAW_BYTES[:_RAW_MANIFEST])
+            os.fsync(fd)
+            os.close(fd)
             os.rename(f"{self._path}/new", f"{self._path}/manifest")
-            self._sync(self._path)
-
-    def _write(self, name: str, content: bytes) -> None:
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        os.write(fd, content)
-        os.fsync(fd)
-        os.close(fd)
-
-    def _sync(self, directory: str) -> None:
-        fd = os.open(directory, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+            os.fsync(self._directory)
 
 
 _RAW_ENTRY, _RAW_MANIFEST = 3, 500
