@@ -1,10 +1,11 @@
 """Values on their way to storage, in batches and in several threads: encoded, checksummed and written by one of them.
 
 A batch is handed to whichever thread is free, the largest that waits before the others: were it the last, one thread
-would write it while the others had nothing to do. That thread encodes what has to be, computes the checksums while the
-bytes are near, and writes them into a data file of its own: a filesystem lets one writer at a time into a file. When no
-batch is left, it waits for the disk, and so all files are waited for together. Where files are put in the background
-anyway (``Capabilities.parallel``), all threads append to the same ones.
+would write it while the others had nothing to do. That thread encodes what has to be, computes the checksums, and
+writes the values into a data file of its own: a filesystem lets one writer at a time into a file. Long values go piece
+by piece, so that what was just read for its checksum is copied from the cache. When no batch is left, the thread waits
+for the disk, and so all files are waited for together. Where files are put in the background anyway
+(``Capabilities.parallel``), all threads append to the same ones.
 
 Threads begin when there is enough for them. Of a small tree all is done by the caller, in the file that the tree of
 keys goes into too.
@@ -13,7 +14,7 @@ keys goes into too.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -38,6 +39,13 @@ BATCH_BYTES = 4 << 20
 
 _LANE_BYTES = 16 << 20
 """What a thread holds: a chunk of Orbax's size for large arrays, encoded."""
+
+
+_PIECE_BYTES = 4 << 20
+"""Of a long value so much is written at a time, right after its checksum was computed: it is in the cache by then."""
+
+_PENDING_BYTES = 4 * _PIECE_BYTES
+"""What the files of a thread hold; they write when a quarter of it is there."""
 
 
 def lane_count(max_memory: int) -> int:
@@ -131,7 +139,7 @@ class Lanes:
         self._received += 1
 
     def _begin_thread(self) -> None:
-        files = self._files if self._open_files is None else self._open_files(self._memory)
+        files = self._files if self._open_files is None else self._open_files(min(self._memory, _PENDING_BYTES))
         thread = threading.Thread(target=self._work, args=(files,), name="ocdbt-lane")
         try:
             thread.start()
@@ -230,6 +238,8 @@ class Lanes:
                 borrowed = borrowed and _shares_memory(made, array)
                 keys.append(key)
                 values.append(made)
+        if self._checksums and self._open_files is not None and batch.nbytes > _PIECE_BYTES:
+            keys, values = self._write_long(keys, values, files)
         if not values:
             return
         checksums = list(map(crc32c, values)) if self._checksums else []
@@ -239,7 +249,23 @@ class Lanes:
             )
             self._placed.append(Placed(keys, file, offsets, lengths, checksums))
 
-    def _write_pieces(self, key: bytes, pieces: Pieces, files: DataFiles) -> None:
+    def _write_long(
+        self, keys: Sequence[bytes], values: Sequence[Buffer], files: DataFiles
+    ) -> tuple[list[bytes], list[Buffer]]:
+        """Write the long ones of these; the others, to be written together."""
+        others: tuple[list[bytes], list[Buffer]] = [], []
+        for key, value in zip(keys, values, strict=True):
+            if len(value) > _PIECE_BYTES:
+                view = memoryview(value)
+                self._write_pieces(
+                    key, (view[at : at + _PIECE_BYTES] for at in range(0, len(view), _PIECE_BYTES)), files
+                )
+            else:
+                others[0].append(key)
+                others[1].append(value)
+        return others
+
+    def _write_pieces(self, key: bytes, pieces: Iterable[Buffer], files: DataFiles) -> None:
         checksum = 0
 
         def noted() -> Iterator[Buffer]:

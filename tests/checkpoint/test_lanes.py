@@ -182,6 +182,15 @@ def test_a_value_in_a_lane_has_its_own_checksum(tmp_path: Path) -> None:
     assert found == sorted((9 << 20, crc32c(NOISE[i : i + (9 << 20)].data)) for i in (0, 9 << 20))
 
 
+def test_long_and_short_values_of_one_batch_have_their_own_checksums(tmp_path: Path) -> None:
+    leaves = [NOISE[: 3 << 20], NOISE[5 : (9 << 20) + 6], NOISE[1 << 20 : 2 << 20], NOISE[: (4 << 20) + 1]]
+    save(tmp_path / "c", leaves, compression=None)
+    np.testing.assert_equal(restore(tmp_path / "c", verify=True), leaves)
+    table = decode_checksums((tmp_path / "c" / CHECKSUMS).read_bytes(), CHECKSUMS)
+    found = sorted(value for values in table.values() for value in values.values())
+    assert found == sorted((len(leaf), crc32c(leaf.data)) for leaf in leaves)
+
+
 def test_there_are_no_more_threads_than_memory_for_their_chunks() -> None:
     assert lane_count(16 << 20) == lane_count(4 << 20) == 1
     assert 1 <= lane_count(64 << 20) <= 4
