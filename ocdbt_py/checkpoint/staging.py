@@ -27,7 +27,7 @@ before it. A save that fails removes what it wrote itself, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -109,9 +109,14 @@ def stage(place: Place, *, overwrite: bool, begun: bytes) -> Staging:
         raise UnsupportedError(
             f"The storage of {place.url} cannot list, so whether something is there cannot be told; save elsewhere"
         )
-    if capabilities.rename:
-        _recover(place)
-    exists = _exists(place, overwrite)
+    is_there = True
+    if capabilities.rename or not overwrite:  # nearly always nothing is there, and one look around says so
+        around = {item.path for item in place.storage.list(place.path)}
+        if capabilities.rename:
+            _recover(place, around)
+        at_all = (place.path, f"{place.path}/", f"{replaced_path(place.path)}/")
+        is_there = not place.path or not around.isdisjoint(at_all)
+    exists = is_there and _exists(place, overwrite)
     return _Renamed(place, exists) if capabilities.rename else _Marked(place, exists, begun)
 
 
@@ -150,18 +155,17 @@ def _is_checkpoint(layout: Layout) -> bool:
     return METADATA in layout.names or CHECKPOINT_METADATA in layout.names
 
 
-def _recover(place: Place) -> None:
+def _recover(place: Place, around: Container[str]) -> None:
     """Finish or undo the replacement that a crash interrupted, and remove what an unfinished save left behind."""
     storage, path = place.storage, place.path
-    beside = {item.path for item in storage.list(path) if item.path.endswith("/")}
     replaced = replaced_path(path)
-    if f"{replaced}/" in beside:
+    if f"{replaced}/" in around:
         layout = identify(place)
         if layout.kind is Kind.NOTHING:
             storage.rename(replaced, path)
         elif _is_checkpoint(layout):
             storage.delete(f"{replaced}/")  # the new one is in place
-    if f"{temporary_path(path)}/" in beside:
+    if f"{temporary_path(path)}/" in around:
         storage.delete(f"{temporary_path(path)}/")
 
 
