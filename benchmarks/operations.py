@@ -187,7 +187,8 @@ class Measurement:
         if not self.durable:
             os.sync()  # nobody pays for what another left to be written
         memory = self.memory.up_to(2 * STATES[self.state].nbytes // (1 << 20) + 128)
-        answers = run_children(CHILD, [[json.dumps(asdict(job))] for job in jobs], memory)
+        files = path if operation.name in LOADS else None
+        answers = run_children(CHILD, [[json.dumps(asdict(job))] for job in jobs], memory, files)
         verified = sum(answer.get("verified", 0) for answer in answers)
         if operation.name in LOADS and verified != STATES[self.state].nbytes:
             raise SystemExit(f"{side} loaded {verified} bytes of {STATES[self.state].nbytes}")

@@ -155,7 +155,8 @@ def measure(name: str, rounds: int, directory: Path) -> dict[str, Reads]:
             for writer in (each for each in files if each in writers):
                 path = str(directory / writer)
                 memory = PrimedMemory(512 if name == "slice" else 64)
-                answer = run_child("benchmarks.slices", ["--child", who, writer, name, path], memory)
+                arguments = ["--child", who, writer, name, path]
+                answer = run_child("benchmarks.slices", arguments, memory, Path(path))
                 if number:
                     side = f"{who} from {WRITERS[writer]}"
                     reads = found.setdefault(side, Reads(needed=answer["needed"]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ocdbt_py
-from benchmarks import imports, judges, kv, operations, paper, pytrees, slices
+from benchmarks import harness, imports, judges, kv, operations, paper, pytrees, slices
 from benchmarks.harness import (
     PrimedMemory,
     Ratio,
@@ -175,8 +175,13 @@ def test_a_judge_of_databases_notices_a_key_that_is_not_there(tmp_path: Path, mo
 
 
 def test_a_round_saves_and_loads_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_this_process(module: str, arguments: list[list[str]], memory: PrimedMemory) -> list[dict[str, Any]]:
+    read_before = []
+
+    def in_this_process(
+        module: str, arguments: list[list[str]], memory: PrimedMemory, files: Path | None
+    ) -> list[dict[str, Any]]:
         job = Job(**json.loads(arguments[0][0]))
+        read_before.append((job.operation, files == Path(job.path)))
         return [operations.measured(job, prepare(job))]
 
     monkeypatch.setattr(operations, "run_children", in_this_process)
@@ -188,7 +193,17 @@ def test_a_round_saves_and_loads_and_leaves_nothing(tmp_path: Path, monkeypatch:
     assert all(len(row) == len(operations.HEADER) for row in operations.rows(figures))
     assert all(record["stored_bytes"] > STATES["llama8b-1/4096"].nbytes for record in records)
     assert not list(tmp_path.iterdir())
+    assert read_before == [("save", False), ("load", True), ("begin", False)]
     json.dumps(records)
+
+
+def test_files_are_read_wherever_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name, size in (("f", 5 << 20), ("a/g", 0), ("a/b/h", 3)):
+        (tmp_path / name).write_bytes(bytes(size))
+    before = slices.bytes_read()
+    harness.read_all(tmp_path)
+    assert slices.bytes_read() - before >= (5 << 20) + 3
 
 
 def test_an_operation_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
