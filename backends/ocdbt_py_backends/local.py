@@ -377,8 +377,9 @@ class LocalStorage:
                 if self._durable:
                     os.fsync(new.fd)
             new.wait_for_sync()
-            if old is not None and hasattr(os, "O_PATH"):
-                replaced = os.open(path, os.O_PATH)
+            if old is not None and self._durable and hasattr(os, "O_PATH"):
+                with suppress(OSError):  # then it is freed here
+                    replaced = os.open(path, os.O_PATH)
             new.give_name(may_replace=if_version is not ABSENT)
         except FileExistsError as error:
             raise changed(path, path) from error
