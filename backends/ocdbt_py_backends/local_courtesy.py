@@ -70,7 +70,8 @@ def is_waited_for(fd: int) -> bool:
     """Whether another open file waits in the system for the lock of this one."""
     with suppress(OSError):
         status = os.fstat(fd)
-        file = f" {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
-        with open(_LOCKS, encoding="ascii") as locks:
-            return any("->" in line and file in line for line in locks)
+        file = b" %02x:%02x:%d " % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        # as bytes: a codec is imported at its first use, and a child forked meanwhile would wait for that for ever
+        with open(_LOCKS, "rb") as locks:
+            return any(b"->" in line and file in line for line in locks)
     return False
