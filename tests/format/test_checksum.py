@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import random
 
 import pytest
 
-from ocdbt_py.format import checksum
 from ocdbt_py.format.checksum import crc32c
 
 
@@ -27,11 +25,19 @@ def test_the_checksum_is_that_of_the_standard(data: bytes, expected: int) -> Non
     assert crc32c(data[7:], crc32c(data[:7])) == expected
 
 
-def test_a_package_without_c_code_of_its_own_is_used_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "crc32c"
-    package.mkdir()
-    (package / "__init__.py").write_text("def crc32c(data, value=0):\n    return 7\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "crc32c", None)  # so that what is there now is there again afterwards
-    del sys.modules["crc32c"]
-    assert checksum._c_code().crc32c(b"") == 7
+def test_every_length_and_place_in_memory_gives_what_its_bytes_give_one_by_one() -> None:
+    data = random.Random(7).randbytes(5000)
+    expected = [0]
+    for byte in data:
+        expected.append(_next(expected[-1], byte))
+    assert [crc32c(data[:length]) for length in range(len(data) + 1)] == expected
+    for start in range(1, 70):
+        assert crc32c(memoryview(data)[start:], expected[start]) == expected[-1]
+
+
+def _next(checksum: int, byte: int) -> int:
+    """By the definition: the polynomial 0x1EDC6F41, reflected, bit by bit."""
+    register = checksum ^ 0xFFFFFFFF ^ byte
+    for _ in range(8):
+        register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF

@@ -12,7 +12,7 @@ PROGRAM = """
 import importlib, pkgutil, sys
 
 # What the libraries import is their own business.
-import crc32c, numpy
+import fastcrc, numpy
 try:
     import compression.zstd
 except ImportError:
