@@ -34,7 +34,7 @@ _WORTH_KEEPING = 0.7
 """Compressed to more than this part of its size, an array is better left as it is: it can be mapped and sliced."""
 
 _SAMPLES = 8
-_SAMPLE_BYTES = 16 << 10
+_SAMPLE_BYTES = 4 << 10
 
 _SAMPLED_TOGETHER = 32
 _SMALL_SAMPLE_BYTES = 4 << 10
@@ -192,7 +192,7 @@ def _compression(compression: str | None, default_level: int) -> tuple[Compresso
 
 
 def _sample(array: NDArray[Any]) -> bytes:
-    """Up to eight pieces of 16 KiB, spread over the array."""
+    """Up to eight pieces of 4 KiB, spread over the array."""
     size = _SAMPLE_BYTES // array.itemsize
     if array.size <= _SAMPLES * size:
         return array.tobytes()
