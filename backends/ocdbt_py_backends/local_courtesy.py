@@ -5,10 +5,14 @@ at once, and hold it while they build: whenever the other one's turn has come, t
 starts over, for ever. So whoever gives the lock back looks, now and then, whether somebody waits for it in the system,
 and if so stays away from it for about as long as two commits take, and so do those that it served. Our own writers do
 not wait there.
+
+A look takes 0.02 ms, or fifteen where nobody has looked for ten: Linux then first waits for all its processors. So it
+is for those alone who have come back at once for some time, and the longer one took, the later is the next.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -17,7 +21,16 @@ from dataclasses import dataclass
 __all__ = ["give_way", "is_waited_for", "look_around", "stay_away"]
 
 _EVERY = 4
-"""Turns of ours for one look."""
+"""Turns of ours for one that is given away, or for one look."""
+
+_AT_ONCE = 0.25
+"""Seconds after which whoever comes back has left others enough time."""
+
+_FIRST = 0.5
+"""Seconds of coming back at once before the first look."""
+
+_LOOKS = 50
+"""Times as long as a look took until the next one."""
 
 _LONGEST = 0.05
 _MOST_PATHS = 256
@@ -27,6 +40,10 @@ _LOCKS = "/proc/locks"
 @dataclass(slots=True)
 class _Turns:
     taken: int = 0
+    given_back_at: float = -math.inf
+    look_at: float = 0.0
+    is_waited_for: bool = False
+    """By the last look."""
     away_until: float = 0.0
 
 
@@ -45,11 +62,17 @@ def give_way(path: str, timeout: float) -> None:
 
 def look_around(path: str, fd: int, held: float) -> float:
     """Before the lock, the open file ``fd``, is given back after ``held`` seconds: how many to stay away from it."""
-    turns = _turns_at(path)
+    turns, now = _turns_at(path), time.monotonic()
+    if now - held - turns.given_back_at > _AT_ONCE:
+        turns.taken, turns.is_waited_for, turns.look_at = 0, False, now + _FIRST
+    turns.given_back_at = now
     turns.taken += 1
-    if turns.taken % _EVERY or not is_waited_for(fd):
+    if turns.taken % _EVERY:
         return 0.0
-    return min(2 * held, _LONGEST)
+    if now >= turns.look_at:
+        turns.is_waited_for = is_waited_for(fd)
+        turns.look_at = now + (_LOOKS + 1) * (time.monotonic() - now)
+    return min(2 * held, _LONGEST) if turns.is_waited_for else 0.0
 
 
 def stay_away(path: str, seconds: float) -> None:

@@ -58,7 +58,7 @@ _ATTEMPTS = 3
 _IN_HAND = 0.05
 """Seconds that one whose note has been taken lets pass before asking for the lock: whoever took it may be dead."""
 
-_PAUSE = 0.0001
+_PAUSE = 0.00003
 _STALE = 60.0
 """Seconds; an older note is left alone. Its writer may be dead and its bell kept by a child that it forked."""
 

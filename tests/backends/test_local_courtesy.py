@@ -61,12 +61,61 @@ def test_where_the_system_does_not_say_nobody_waits(tmp_path: Path, monkeypatch:
         assert not is_waited_for(file.fileno())
 
 
-def test_one_look_in_a_few_turns_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_courtesy, "is_waited_for", lambda fd: True)
-    assert [look_around("/f", 3, 0.001) for _ in range(8)] == [0.0, 0.0, 0.0, 0.002] * 2
-    assert [look_around("/g", 3, 1000.0) for _ in range(4)][-1] < 0.1
-    monkeypatch.setattr(local_courtesy, "is_waited_for", lambda fd: False)
-    assert not any(look_around("/f", 3, 0.001) for _ in range(8))
+class Looks:
+    """Looks that take a given time and see somebody or nobody."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, clock: Clock) -> None:
+        self.clock = clock
+        self.is_there, self.seconds = True, 0.0
+        self.times: list[float] = []
+        patch.setattr(local_courtesy, "is_waited_for", self._look)
+
+    def _look(self, fd: int) -> bool:
+        self.times.append(self.clock.now)
+        self.clock.now += self.seconds
+        return self.is_there
+
+    def turns(self, count: int, held: float, between: float = 0.0) -> list[float]:
+        """How long to stay away after each of so many turns of so many seconds."""
+        away = []
+        for _ in range(count):
+            self.clock.now += between + held
+            away.append(round(look_around("/f", 3, held), 6))
+        return away
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch, Clock(monkeypatch))
+
+
+def test_who_comes_back_at_once_for_some_time_looks_every_few_turns_and_gives_way(looks: Looks) -> None:
+    assert not any(looks.turns(100, 0.002))
+    assert not looks.times
+    assert looks.turns(300, 0.002)[-8:] == [0.0, 0.0, 0.0, 0.004] * 2
+    looks.is_there = False
+    assert not any(looks.turns(8, 0.002))
+    assert not any(held > 0.1 for held in looks.turns(8, 100.0))
+
+
+@pytest.mark.parametrize("held", [0.002, 0.3])
+def test_the_turns_of_a_slow_disk_are_as_much_at_once_as_those_of_a_fast_one(looks: Looks, held: float) -> None:
+    looks.turns(1000, held, between=0.01)
+    assert looks.times
+
+
+def test_who_leaves_others_time_between_two_turns_does_not_look(looks: Looks) -> None:
+    assert not any(looks.turns(100, 0.002, between=1.0))
+    assert not looks.times
+
+
+def test_long_looks_are_rare_and_what_the_last_one_saw_holds_until_the_next(looks: Looks) -> None:
+    looks.turns(300, 0.002)
+    looks.seconds = 0.015
+    began, before = looks.clock.now, len(looks.times)
+    away = looks.turns(1000, 0.002)
+    assert (len(looks.times) - before) * looks.seconds < 0.03 * (looks.clock.now - began)
+    assert away.count(0.004) == 250
 
 
 def test_who_gives_way_stays_away_for_what_is_left_of_the_time_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
