@@ -17,14 +17,14 @@ from typing import Any, Literal, TypeAlias
 
 from fsspec.asyn import AsyncFileSystem
 
-from ocdbt_py.errors import PathNotFoundError, StorageError
+from ocdbt_py.errors import StorageError
 from ocdbt_py.storage.coalesce import Fetch, fetches, fill, landing, ranges_of, runs, scatter
 from ocdbt_py.storage.protocol import UNCHANGED, ByteRange, Filling, Read, Token, Unchanged
 from ocdbt_py.storage.refusals import too_short
 from ocdbt_py_backends.generic_attempts import TRANSIENT, Attempts
 from ocdbt_py_backends.generic_directories import Directories
 from ocdbt_py_backends.generic_streams import stream_of
-from ocdbt_py_backends.sightings import WHOLE_BYTES, Seen, Sightings, digest
+from ocdbt_py_backends.sightings import WHOLE_BYTES, Seen, Sightings, digest, token_of
 
 __all__ = ["Reading"]
 
@@ -73,11 +73,7 @@ class Reading:
         )
 
     def token(self, path: str) -> Token | None:
-        try:
-            found = self.read(path, 0, 0)
-        except PathNotFoundError:
-            return None
-        return found.token if isinstance(found, Read) else None
+        return token_of(self.read, path)
 
     def look(self, fs: Any, path: str) -> tuple[tuple[Hashable, ...], int]:
         """What tells this content of a file from another (its size first), and its size."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from ocdbt_py.errors import CorruptDataError, PathNotFoundError, StorageError
+from ocdbt_py.errors import CorruptDataError, StorageError
 from ocdbt_py.storage.coalesce import Fetch, fetches, fill, ranges_of, scatter
 from ocdbt_py.storage.protocol import UNCHANGED, ByteRange, Filling, Read, Token, Unchanged
 from ocdbt_py.storage.refusals import too_short
@@ -19,7 +19,7 @@ from ocdbt_py_backends.sftp_conversation import Refused
 from ocdbt_py_backends.sftp_failures import refusal
 from ocdbt_py_backends.sftp_packets import Attributes
 from ocdbt_py_backends.sftp_session import Session
-from ocdbt_py_backends.sightings import WHOLE_BYTES, Seen, Sightings, digest
+from ocdbt_py_backends.sightings import WHOLE_BYTES, Seen, Sightings, digest, token_of
 
 __all__ = ["Reading", "read_range", "stamp"]
 
@@ -71,11 +71,7 @@ class Reading:
         self._fetch(ranges_of(fillings), place, take)
 
     def token(self, path: str) -> Token | None:
-        try:
-            found = self.read(path, 0, 0)
-        except PathNotFoundError:
-            return None
-        return found.token if isinstance(found, Read) else None
+        return token_of(self.read, path)
 
     def _read(
         self, session: Session, path: str, start: int, stop: int | None, unless: Token | None

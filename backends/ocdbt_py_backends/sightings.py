@@ -12,13 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Literal
 
-from ocdbt_py.storage.protocol import Buffer, Token
+from ocdbt_py.errors import PathNotFoundError
+from ocdbt_py.storage.protocol import Buffer, Read, Token, Unchanged
 
-__all__ = ["WHOLE_BYTES", "Seen", "Sightings", "digest"]
+__all__ = ["WHOLE_BYTES", "Seen", "Sightings", "digest", "token_of"]
 
 WHOLE_BYTES = 1 << 20
 """Files up to this size are read whole, so that their token can hold a digest; manifests and metadata are such files.
@@ -74,3 +76,12 @@ def digest(*buffers: Buffer) -> bytes:
     for buffer in buffers:
         found.update(buffer)
     return found.digest()
+
+
+def token_of(read: Callable[[str, int, int], Read | Literal[Unchanged.UNCHANGED]], path: str) -> Token | None:
+    """Of a file that has to be read for it; None where there is none."""
+    try:
+        found = read(path, 0, 0)
+    except PathNotFoundError:
+        return None
+    return found.token if isinstance(found, Read) else None
