@@ -22,7 +22,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal, TypeVar
@@ -58,7 +58,7 @@ from ocdbt_py.storage.protocol import (
 )
 from ocdbt_py.storage.refusals import changed, too_short
 from ocdbt_py_backends.local_courtesy import give_way, look_around, stay_away
-from ocdbt_py_backends.local_errors import Translated
+from ocdbt_py_backends.local_errors import Translated, translated
 from ocdbt_py_backends.local_files import (
     append,
     begin_to_write_back,
@@ -110,20 +110,7 @@ class LocalStorage:
     def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
         self._settings = settings
         self._durable = settings.durable
-        locks = settings.locking != "none"
-        self._capabilities = Capabilities(
-            cas=locks,
-            create=True,
-            atomic_write=True,
-            ranges=True,
-            list=True,
-            rename=True,
-            map=True,
-            hold=locks,
-            grow=True,
-            durable=settings.durable,
-            writable=True,
-        )
+        self._capabilities = _capabilities(settings.locking != "none", settings.durable)
 
     @classmethod
     def from_url(cls, url: str, storage_options: Mapping[str, Any], settings: Settings) -> tuple[LocalStorage, str]:
@@ -131,9 +118,9 @@ class LocalStorage:
 
         fsspec's options for local files decide how its own calls behave, and have no meaning here.
         """
-        path = os.path.expanduser(_URL.sub("", url, count=1))
+        path = url if url.startswith("/") else os.path.expanduser(_URL.sub("", url, count=1))
         try:
-            if ".." in path.split("/"):
+            if ".." in path and ".." in path.split("/"):
                 path = os.path.realpath(path)  # textually, "link/.." would be the wrong directory
             path = os.path.abspath(path).strip("/")
         except FileNotFoundError as error:
@@ -240,10 +227,11 @@ class LocalStorage:
     def _list(self, directory: str, stem: str, deep: bool, above: tuple[tuple[int, int], ...]) -> Iterator[Listed]:
         with Translated(directory, reading=True):
             try:
-                identity = os.stat(directory or "/")
-                here = (identity.st_dev, identity.st_ino)
-                if here in above:
-                    return  # a symbolic link to a directory we are in
+                if deep:
+                    identity = os.stat(directory or "/")
+                    if (identity.st_dev, identity.st_ino) in above:
+                        return  # a symbolic link to a directory we are in
+                    above = (*above, (identity.st_dev, identity.st_ino))
                 with os.scandir(directory or "/") as found:
                     entries = [entry for entry in found if entry.name.startswith(stem)]
             except (FileNotFoundError, NotADirectoryError):
@@ -252,13 +240,14 @@ class LocalStorage:
             path = f"{directory}/{entry.name}"
             if entry.name.endswith(SUFFIX):
                 continue
-            with Translated(path, reading=True):
-                try:
-                    status = None if entry.is_dir() else entry.stat()
-                except FileNotFoundError:
-                    continue  # removed meanwhile, or a link to nothing
+            try:
+                status = None if entry.is_dir() else entry.stat()
+            except FileNotFoundError:
+                continue  # removed meanwhile, or a link to nothing
+            except OSError as error:
+                raise translated(error, path, reading=True) from error
             if status is None and deep:
-                yield from self._list(path, "", True, (*above, here))
+                yield from self._list(path, "", True, above)
             elif status is None:
                 yield Listed(path + "/", None)
             elif stat.S_ISREG(status.st_mode):
@@ -585,6 +574,23 @@ class _NewFile:
                     self._sync.forget()
                 fd, self.fd = self.fd, -1
                 os.close(fd)
+
+
+@cache
+def _capabilities(locks: bool, durable: bool) -> Capabilities:
+    return Capabilities(
+        cas=locks,
+        create=True,
+        atomic_write=True,
+        ranges=True,
+        list=True,
+        rename=True,
+        map=True,
+        hold=locks,
+        grow=True,
+        durable=durable,
+        writable=True,
+    )
 
 
 def _stat(path: str) -> os.stat_result | None:

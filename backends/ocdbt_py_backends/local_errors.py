@@ -29,10 +29,11 @@ class Translated:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, OcdbtError):
-            raise _translated(error, self._path, self._reading) from error
+            raise translated(error, self._path, reading=self._reading) from error
 
 
-def _translated(error: OSError, path: str, reading: bool) -> OcdbtError:
+def translated(error: OSError, path: str, *, reading: bool) -> OcdbtError:
+    """What to raise in place of it."""
     where = error.filename if isinstance(error.filename, str) else path
     match error:
         case FileNotFoundError():

@@ -151,10 +151,9 @@ def read_file(place: Place, name: str) -> bytes | None:
 def identify(place: Place) -> Layout:
     """Recognise what is there. Nothing is read but names."""
     names = _names(place)
-    files = {name for name in names if not name.endswith("/")}
-    if METADATA in files:
+    if METADATA in names:
         return Layout(place, Kind.PYTREE, names)
-    if AGGREGATE in files:
+    if AGGREGATE in names:
         return Layout(place, Kind.OLD_PYTREE, names)
     if _is_random_key(names):
         return Layout(place, Kind.RANDOM_KEY, names)
@@ -162,7 +161,7 @@ def identify(place: Place) -> Layout:
     is_database = holds_database(names)
     if not is_database and any(name.startswith(PROCESS_PREFIX) for name in below):
         return Layout(place, Kind.PARTS, names)
-    if CHECKPOINT_METADATA in files or _V1_MARKER in files:
+    if CHECKPOINT_METADATA in names or _V1_MARKER in names:
         return Layout(place, Kind.STEP, names, items=_items(place, below))
     if is_database:
         return Layout(place, Kind.DATABASE, names)

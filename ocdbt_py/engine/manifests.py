@@ -52,9 +52,13 @@ class Manifests:
         self._storage = storage
         self._base = base
         self._path = f"{base}/{MANIFEST_NAME}"
-        self.demanded = constraints
-        """What the configuration must be. Once one was seen, that one: another one is another database."""
+        self._constraints = constraints
         self._stored: StoredConfig | None = None
+
+    @property
+    def demanded(self) -> Config:
+        """What the configuration must be. Once one was seen, that one: another one is another database."""
+        return self._constraints if self._stored is None else Config.describe(self._stored)
 
     @property
     def never_seen(self) -> bool:
@@ -184,7 +188,6 @@ class Manifests:
         if config == self._stored:
             return
         self.demanded.check(config)
-        self.demanded = Config.describe(config)
         self._stored = config
 
     def numbers(self) -> list[int]:

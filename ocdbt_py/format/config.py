@@ -26,6 +26,9 @@ class ManifestKind(enum.IntEnum):
     NUMBERED = 1
 
 
+_KINDS: Final = {kind.value: kind for kind in ManifestKind}  # an enum takes longer to look for one of its members
+
+
 class Zstd(NamedTuple):
     """Compression of manifests and nodes. Level 0 is zstd's default."""
 
@@ -96,9 +99,10 @@ def decode_config(reader: Reader) -> StoredConfig:
     """The configuration at the reader's position."""
     uuid = reader.take(16, "uuid")
     at = reader.position
-    kind = reader.byte("manifest_kind")
-    if kind not in (ManifestKind.SINGLE, ManifestKind.NUMBERED):
-        raise reader.error(f"unknown manifest kind {kind}", at)
+    number = reader.byte("manifest_kind")
+    kind = _KINDS.get(number)
+    if kind is None:
+        raise reader.error(f"unknown manifest kind {number}", at)
     inline = reader.varint("max_inline_value_bytes", 32)
     node = reader.varint("max_decoded_node_bytes", 32)
     at = reader.position
@@ -116,4 +120,4 @@ def decode_config(reader: Reader) -> StoredConfig:
         if fault := _level_fault(level):
             raise reader.error(fault, at)
         compression = Zstd(level)
-    return StoredConfig(uuid, ManifestKind(kind), inline, node, arity_log2, compression)
+    return StoredConfig(uuid, kind, inline, node, arity_log2, compression)

@@ -314,6 +314,8 @@ def decode_references(
     count = reader.varint("number of version tree nodes")
     if count > most:
         raise reader.error(f"{count} version tree nodes, more than {most}", at)
+    if not count:
+        return ()
     generations = reader.varint_list(count, "generation")
     locations = _read_locations(reader, count, files)
     num_generations = reader.varint_list(count, "num_generations")

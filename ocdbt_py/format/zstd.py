@@ -98,17 +98,18 @@ def decompress(data: bytes | memoryview, limit: int) -> bytes:
         raise ValueError("not a zstd frame")
     decompressor = _decompressor()
     smallest, largest = _PIECES
-    body = io.BytesIO()  # grows where it is; takes its first bytes, and gives up all of them, without a copy
+    content = b""
+    body: io.BytesIO | None = None  # grows where it is; takes its first bytes, and gives up all of them, without a copy
     size = start = 0
     try:
         while start < len(data) and not decompressor.eof:
             stop = start + min(max(limit - size >> _GROWTH_LOG2, smallest), largest)
-            content = decompressor.decompress(data[start:stop])
-            if size:
-                body.write(content)
-            else:
+            if size and body is None:
                 body = io.BytesIO(content)
-                body.seek(len(content))
+                body.seek(size)
+            content = decompressor.decompress(data[start:stop])
+            if body is not None:
+                body.write(content)
             size += len(content)
             if size > limit:
                 raise ValueError(f"more than {limit} bytes when decompressed")
@@ -122,4 +123,4 @@ def decompress(data: bytes | memoryview, limit: int) -> bytes:
         raise ValueError("the zstd frame is cut off")
     if extra := len(decompressor.unused_data) + len(data[start:]):
         raise ValueError(f"{extra} bytes after the end of the zstd frame")
-    return body.getvalue()
+    return content if body is None else body.getvalue()

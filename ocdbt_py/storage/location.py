@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -128,7 +129,7 @@ def resolve(
             raise InvalidArgumentError("Give storage_options or fs, not both: fs has its options already")
         storage, path = _in_filesystem(fs, base, settings)
     else:
-        found = _SCHEME.match(base)
+        found = None if base.startswith("/") else _SCHEME.match(base)
         scheme = found[1].lower() if found else ""
         base = scheme + base[len(scheme) :]
         storage, path = _backend(scheme or "file").from_url(base, options or {}, settings)
@@ -146,9 +147,10 @@ def safe_url(url: str) -> str:
 
 def safe_path(path: str) -> str:
     """``path`` as it may be shown: what is no Unicode (surrogate escapes) stands as ``\\x`` and two digits."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+@cache
 def load_backend(target: str) -> Any:
     """The class ``target`` names as ``module:class``, of the package that lies beside this one."""
     module, _, name = target.partition(":")
@@ -191,7 +193,7 @@ def _spelled(url: object, options: Mapping[str, Any] | None) -> tuple[str, Mappi
 
 def _split(text: str) -> tuple[str, str | None, bytes]:
     """``BASE|ocdbt:@VERSION/PREFIX`` into its parts; a plain base has neither version nor prefix."""
-    found = _OCDBT.search(text)
+    found = _OCDBT.search(text) if "|" in text else None
     if found is None:
         return text, None, b""
     from urllib.parse import unquote, unquote_to_bytes
