@@ -15,7 +15,7 @@ from ocdbt_py.engine.process_lock import ProcessLock
 from ocdbt_py.errors import CorruptDataError, NotFoundError
 from ocdbt_py.format.btree import InteriorNode, LeafNode, decode_btree_node
 from ocdbt_py.format.datafile import DataFileId, Location
-from ocdbt_py.format.key_column import key_lengths
+from ocdbt_py.format.key_column import KeyColumn
 from ocdbt_py.format.versions import VersionNode, decode_version_node
 from ocdbt_py.storage.protocol import Storage
 
@@ -143,7 +143,8 @@ class Nodes:
 
     def keep(self, location: Location, prefix: bytes, node: BTreeNode) -> None:
         """Remember a node, read or just written, as far as there is room."""
-        size = len(node.keys) * _ENTRY_BYTES + int(key_lengths(node.keys).sum()) + _NODE_BYTES
+        nbytes = int(node.keys.lengths.sum()) if type(node.keys) is KeyColumn else sum(map(len, node.keys))
+        size = len(node.keys) * _ENTRY_BYTES + nbytes + _NODE_BYTES
         size += len(node.inline) if isinstance(node, LeafNode) else 0
         self._keep(location, prefix, node, size)
 

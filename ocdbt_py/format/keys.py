@@ -138,7 +138,9 @@ def _decode_list(reader: Reader, count: int, prefix: bytes, interior: bool) -> t
     at = reader.position
     shared = [0, *reader.varint_list(count - 1, "key_prefix_length", 16)]
     suffixes = reader.varint_list(count, "key_suffix_length", 16)
-    subtree = reader.varints(count if interior else 0, "subtree_common_prefix_length", 16).astype(np.int64)
+    subtree = np.empty(0, np.int64)
+    if interior:
+        subtree = reader.varints(count, "subtree_common_prefix_length", 16).astype(np.int64)
     if (stored := sum(suffixes)) > reader.remaining:
         raise reader.error(f"{stored} bytes of keys announced, {reader.remaining} left")
     total = stored + sum(shared)

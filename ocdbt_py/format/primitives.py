@@ -143,14 +143,14 @@ class Reader:
 
     def varint_list(self, count: int, what: str, bits: int = 64) -> list[int]:
         """``count`` numbers of at most ``bits`` bits."""
-        if count > _SHORT:
-            values: list[int] = self._column(count, what, bits).tolist()
-            return values
         self._hold(count, what)
         window = self.data[self.position : self.position + count]
         if window.isascii():
             self.position += count
             return list(window)
+        if count > _SHORT:
+            values: list[int] = self._column(count, what, bits).tolist()
+            return values
         return self._plain(count, what, bits)
 
     def varints(self, count: int, what: str, bits: int = 64) -> NDArray[np.uint64]:
