@@ -34,6 +34,7 @@ from ocdbt_py.errors import (
 from ocdbt_py.format.btree import LeafNode
 from ocdbt_py.format.config import ManifestKind
 from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.joined_texts import JoinedKeys
 from ocdbt_py.format.manifest import MANIFEST_NAME
 from ocdbt_py.keys_and_values import Key, encoded_key, full_pairs, value_buffer
 from ocdbt_py.storage.location import Place, Settings, resolve
@@ -243,6 +244,10 @@ class Database(Readable, MutableMapping[bytes, bytes]):
 
     def _find(self, keys: list[bytes]) -> Sequence[Found]:
         return self._tree().lookup_many(keys)
+
+    def find_joined(self, keys: JoinedKeys) -> Sequence[Found]:
+        found = None if self._prefix else self._tree().lookup_joined(keys)
+        return super().find_joined(keys) if found is None else found
 
     def _runs(self, inside: KeyRange) -> Iterator[Run]:
         for leaf, low, high in self._tree().scan(*inside):

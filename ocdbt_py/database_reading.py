@@ -17,6 +17,7 @@ from ocdbt_py.engine.options import UNSET
 from ocdbt_py.engine.tree import Found
 from ocdbt_py.errors import CorruptDataError, InvalidArgumentError, KeyNotFoundError
 from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.joined_texts import JoinedKeys
 from ocdbt_py.keys_and_values import Key, Request, encoded_key, size_of, value_range
 from ocdbt_py.storage.protocol import Buffer
 
@@ -123,6 +124,10 @@ class Readable(Mapping[bytes, bytes]):
         """What stands at each key, all of one version: an inline value, or where an out-of-line one lies, or None."""
         is_full = not self._prefix and set(map(type, keys)) <= {bytes}
         return self._find(list(keys) if is_full else [self._full(key) for key in keys])  # type: ignore[arg-type]
+
+    def find_joined(self, keys: JoinedKeys) -> Sequence[Found]:
+        """As :meth:`find`, of many keys that are joined."""
+        return self.find(list(keys))
 
     def fill(self, fillings: Sequence[tuple[Key, Location, memoryview]]) -> None:
         """Read what lies at each location into the buffer of that length; the key is for errors."""

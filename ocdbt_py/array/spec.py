@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from ocdbt_py.array.codecs import Compressor
 from ocdbt_py.array.dtypes import ByteOrder, Scalar, dtype_from_name, dtype_name, low_bits, scalar_of, stored_dtype
 from ocdbt_py.array.sharding import AxisOrder, Sharding, axes_of
 from ocdbt_py.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from ocdbt_py.engine.found import FoundColumns
 
 __all__ = ["MAX_BYTES", "MAX_RANK", "ArraySpec", "SpecColumns", "array_key", "array_keys"]
 
@@ -203,11 +206,18 @@ class ArraySpec:
 
 class SpecColumns(Mapping[int, ArraySpec]):
     """By number the specs of many arrays, of which those alike share one: ``distinct[kinds[row]]`` is that of array
-    ``indices[row]``."""
+    ``indices[row]``. ``documents``: where those were found that say so, if it is known."""
 
-    __slots__ = ("_specs", "distinct", "indices", "kinds")
+    __slots__ = ("_specs", "distinct", "documents", "indices", "kinds")
 
-    def __init__(self, indices: Sequence[int], distinct: Sequence[ArraySpec], kinds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        indices: Sequence[int],
+        distinct: Sequence[ArraySpec],
+        kinds: Sequence[int] | NDArray[np.int64],
+        documents: FoundColumns | None = None,
+    ) -> None:
+        self.documents = documents
         self.indices = indices
         self.distinct = distinct
         self.kinds = kinds
@@ -225,7 +235,8 @@ class SpecColumns(Mapping[int, ArraySpec]):
     def _by_index(self) -> dict[int, ArraySpec]:
         """Made when single ones are asked for."""
         if self._specs is None:
-            self._specs = dict(zip(self.indices, map(self.distinct.__getitem__, self.kinds), strict=True))
+            kinds = np.asarray(self.kinds, np.int64).tolist()
+            self._specs = dict(zip(self.indices, map(self.distinct.__getitem__, kinds), strict=True))
         return self._specs
 
     def __getitem__(self, index: int) -> ArraySpec:

@@ -8,14 +8,14 @@ otherwise is left to :mod:`ocdbt_py.array.read`, and so is everything that is wr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdbt_py.array.rows import arrays_in
+from ocdbt_py.array.rows import ArrayColumns, arrays_in
 from ocdbt_py.array.sharding import only_chunk
-from ocdbt_py.array.spec import ArraySpec, SpecColumns, array_keys
+from ocdbt_py.array.spec import ArraySpec, SpecColumns, array_key, array_keys
 from ocdbt_py.database_reading import Readable
 from ocdbt_py.engine.found import FoundColumns
 from ocdbt_py.engine.nodes import file_path
@@ -44,6 +44,8 @@ class _Chunks(NamedTuple):
 
     indices: NDArray[np.int64]
     """Which array."""
+    all_indices: Sequence[int]
+    """The same, but also of those that are stored otherwise."""
     keys: Sequence[bytes]
     found: FoundColumns
     """What stands there."""
@@ -59,7 +61,7 @@ class _Chunks(NamedTuple):
 
 def map_arrays(
     place: Place, source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec], seen: Seen | None = None
-) -> dict[int, NDArray[Any]]:
+) -> Mapping[int, NDArray[Any]]:
     """Those of the arrays ``names[i]`` that can be mapped; ``source`` says where below ``place`` they are."""
     chunks = _found(source, names, specs)
     indices, found = chunks.indices, chunks.found
@@ -79,7 +81,10 @@ def map_arrays(
             seen(chunks.keys[row], files[int(found.numbers[row])][start : start + int(sizes[row])])
     contents = {number: np.frombuffer(mapped, np.uint8) for number, mapped in files.items()}
     numbers, kinds, offsets = found.numbers[usual], chunks.kinds[usual], found.offsets[usual]
-    arrays = arrays_in(contents, chunks.specs, numbers, kinds, offsets, indices[usual])
+    made = arrays_in(contents, chunks.specs, numbers, kinds, offsets)
+    if len(made) == len(chunks.all_indices):
+        return ArrayColumns(chunks.all_indices, made)
+    arrays = dict(zip(indices[usual].tolist(), made, strict=True))
     for row in (~is_usual).nonzero()[0].tolist():
         number, i = int(found.numbers[row]), int(indices[row])
         file = found.sources[number]
@@ -132,16 +137,59 @@ def _found(source: Readable, names: Sequence[str], specs: Mapping[int, ArraySpec
     """The chunks of those arrays that are stored as they are."""
     columns = SpecColumns.of(specs)
     files = [spec.chunk_key((0,) * spec.ndim) if spec.is_plain else "" for spec in columns.distinct]
-    kinds = np.fromiter(columns.kinds, np.int64, len(columns))
-    indices = np.fromiter(columns.indices, np.int64, len(columns))
+    kinds = np.asarray(columns.kinds, np.int64)
+    indices = np.asarray(columns.indices, np.int64)
+    beside = None
+    if columns.documents is not None and columns.documents.rows:
+        endings = [file.encode() for file in files]
+        beside = columns.documents.beside(columns.distinct[0].metadata_key.encode(), endings, kinds)
     is_all = "" not in files and columns.indices == range(len(names))
     if "" in files:
         rows = np.array(files, np.bool_)[kinds].nonzero()[0]
         kinds, indices = kinds[rows], indices[rows]
+        beside = None if beside is None else beside.take(rows)
+    if beside is not None:
+        made = _ChunkKeys(names, indices, files, kinds)
+        return _Chunks(indices, columns.indices, made, _with_others(source, made, beside), columns.distinct, kinds)
     keys = _chunk_keys(names if is_all else list(map(names.__getitem__, indices.tolist())), files, kinds)
     found = source.find(keys) if keys else []
     answers = found if isinstance(found, FoundColumns) else FoundColumns.of_each(found)
-    return _Chunks(indices, keys, answers, columns.distinct, kinds)
+    return _Chunks(indices, columns.indices, keys, answers, columns.distinct, kinds)
+
+
+class _ChunkKeys(Sequence[bytes]):
+    """The keys of chunks, each made when it is asked for: mostly it is for an error."""
+
+    def __init__(
+        self, names: Sequence[str], indices: NDArray[np.int64], files: Sequence[str], kinds: NDArray[np.int64]
+    ) -> None:
+        self._names = names
+        self._indices = indices
+        self._files = files
+        self._kinds = kinds
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return array_key(self._names[int(self._indices[index])], self._files[self._kinds[index]])
+
+
+def _with_others(source: Readable, keys: Sequence[bytes], found: FoundColumns) -> FoundColumns:
+    """``found``, with what stands at those keys that do not follow their document's looked up by themselves."""
+    is_nothing = np.array([each is None for each in found.sources], np.bool_)[found.numbers]
+    rows = is_nothing.nonzero()[0]
+    if not len(rows):
+        return found
+    others = source.find([keys[row] for row in rows.tolist()])
+    found.put(rows, others if isinstance(others, FoundColumns) else FoundColumns.of_each(others))
+    return found
 
 
 def _chunk_keys(names: Sequence[str], files: Sequence[str], kinds: NDArray[np.int64]) -> list[bytes]:
@@ -200,7 +248,8 @@ def _read(
     if seen is not None:
         for row, number, offset in zip(together.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
             seen(chunks.keys[row], memories[number].data[offset : offset + int(found.lengths[row])])
-    return arrays_in(memories, chunks.specs, numbers, kinds, offsets, chunks.indices[together])
+    arrays = arrays_in(memories, chunks.specs, numbers, kinds, offsets)
+    return dict(zip(chunks.indices[together].tolist(), arrays, strict=True))
 
 
 def _mapped(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,10 +153,10 @@ def _value(found: Layout, selection: Selection | None, floats: np.dtype[Any] | N
         return unwrapped(found, _value(key_tree(found), None, None, reading))
     stored = StoredTree.open(found)
     kinds = stored.value_types
-    values = stored.values(_chosen(stored, selection), reading)
+    values = stored.in_order(_chosen(stored, selection), reading)
     if floats is not None or ValueType.SCALAR in kinds:
-        values = {i: _as_saved(kinds[i], value, floats) for i, value in values.items()}
-    return stored.tree(list(map(values.get, range(len(kinds)), repeat(ABSENT))))
+        values = [_as_saved(kind, value, floats) for kind, value in zip(kinds, values, strict=True)]
+    return stored.tree(values)
 
 
 def _chosen(stored: StoredTree, selection: Selection | None) -> Sequence[int]:

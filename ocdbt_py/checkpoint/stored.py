@@ -12,6 +12,7 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,14 +22,15 @@ from ocdbt_py.array.chunks import Index, select
 from ocdbt_py.array.dtypes import dtype_name
 from ocdbt_py.array.metadata import METADATA_FILES, decode_metadata
 from ocdbt_py.array.read import ArrayRead, Missing, read_arrays
+from ocdbt_py.array.rows import ArrayColumns
 from ocdbt_py.array.spec import ArraySpec, SpecColumns, array_key, array_keys
 from ocdbt_py.array.values import Values
 from ocdbt_py.checkpoint.array_source import ArraySource, open_arrays
 from ocdbt_py.checkpoint.checksums import Verified
 from ocdbt_py.checkpoint.collecting import collector_paused
-from ocdbt_py.checkpoint.flatten import Key, KeyKind, Path, unflatten_paths
+from ocdbt_py.checkpoint.flatten import ABSENT, Key, KeyKind, Path, unflatten_paths
 from ocdbt_py.checkpoint.layout import Kind, Layout, read_file
-from ocdbt_py.checkpoint.leaf_records import LeafColumns, value_types
+from ocdbt_py.checkpoint.leaf_records import LeafColumns, Names, value_types
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
 from ocdbt_py.checkpoint.metadata import (
     AGGREGATE,
@@ -46,9 +48,10 @@ from ocdbt_py.checkpoint.metadata import (
 from ocdbt_py.checkpoint.placing import gather_arrays, map_arrays
 from ocdbt_py.checkpoint.random_keys import key_tree
 from ocdbt_py.database_reading import Readable
-from ocdbt_py.engine.found import FoundColumns, Numbers
+from ocdbt_py.engine.found import Found, FoundColumns, Numbers
 from ocdbt_py.errors import CorruptDataError, NotFoundError, OcdbtError, PathNotFoundError, UnsupportedError
 from ocdbt_py.format.datafile import Location
+from ocdbt_py.format.joined_texts import JoinedKeys
 from ocdbt_py.storage.location import Place
 
 if TYPE_CHECKING:
@@ -84,6 +87,9 @@ class ArrayInfo:
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
+
+_MANY = 512
+"""Leaves; fewer are looked for one by one sooner than together."""
 
 _LARGEST_DOCUMENT = 1 << 20
 """Bytes of an array's metadata that are looked into at all."""
@@ -181,10 +187,9 @@ class StoredTree:
         elsewhere: Container[str] = (),
     ) -> StoredTree:
         """With ``arrays``, or what is found, as the source of those leaves that are arrays and not ``elsewhere``."""
-        if not any(
-            value_type in ValueType.ARRAYS and name not in elsewhere
-            for value_type, name in zip(value_types(metadata.leaves), metadata.names, strict=True)
-        ):
+        kinds = value_types(metadata.leaves)
+        names = metadata.names if elsewhere else repeat("", len(kinds))
+        if not any(kind in ValueType.ARRAYS and name not in elsewhere for kind, name in zip(kinds, names, strict=True)):
             return cls(layout.place, metadata, metadata.names, None)
         if arrays is None or metadata.use_ocdbt is False:
             arrays = open_arrays(layout, metadata.use_ocdbt)
@@ -267,22 +272,30 @@ class StoredTree:
         if not wanted:
             return {}
         usual = "zarr.json" if self.metadata.use_zarr3 else ".zarray"
+        keys: Sequence[bytes]
         if called:
             keys = [array_key(name, called.get(i, usual)) for i, name in zip(wanted, names, strict=True)]
+            columns = self._values.find(keys)
+        elif len(names) >= _MANY and isinstance(self.names, Names):
+            joined = names if isinstance(names, Names) else Names.of(names)
+            keys = JoinedKeys(joined.joined, f"/{usual}".encode())
+            columns = self._values.find_joined(keys)
         else:
             keys = array_keys(names, usual)
+            columns = self._values.find(keys)
         # arrays alike have one document; of those the first is named in an error
-        documents, numbers = self._documents(keys)
-        specs, first = [], -1
-        for number, data in enumerate(documents):
-            first = numbers.index(number, first + 1)
-            specs.append(decode_metadata(data, path=keys[first].decode("utf-8", "replace")))
-        return SpecColumns(wanted, specs, numbers)
+        documents, numbers = self._documents(keys, columns)
+        firsts = np.empty(len(documents), np.int64)
+        firsts[numbers[::-1]] = np.arange(len(numbers))[::-1]
+        specs: list[Any] = [None] * len(documents)
+        for number in firsts.argsort().tolist():
+            path = keys[int(firsts[number])].decode("utf-8", "replace")
+            specs[number] = decode_metadata(documents[number], path=path)
+        return SpecColumns(wanted, specs, numbers, columns if isinstance(columns, FoundColumns) else None)
 
-    def _documents(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
-        """The different values of these keys, in the order of their first keys, and which of them each has; all must be
-        there, and not too large for what they are."""
-        columns = self._values.find(keys)
+    def _documents(self, keys: Sequence[bytes], columns: Sequence[Found]) -> tuple[list[bytes], NDArray[np.int64]]:
+        """The different values of these keys, and which of them each has; all must be there, and not too large for what
+        they are."""
         alike = columns.alike() if isinstance(columns, FoundColumns) else None
         if alike is not None:
             return alike
@@ -307,7 +320,7 @@ class StoredTree:
                     url=self.place.url,
                 )
         known = Numbers()
-        numbers = list(map(known.__getitem__, map(bytes, found)))
+        numbers = np.fromiter(map(known.__getitem__, map(bytes, found)), np.int64, len(found))
         return list(known), numbers
 
     def infos(self, indices: Iterable[int]) -> dict[int, ArrayInfo]:
@@ -327,6 +340,18 @@ class StoredTree:
 
         Of those array leaves that are in ``parts`` only these are read, and the value is a list of them.
         """
+        return dict(self._read(indices, reading, parts).items())
+
+    def in_order(self, indices: Sequence[int], reading: Reading = READING) -> list[Any]:
+        """The values of these leaves, and :data:`ABSENT` in the places of all others."""
+        values, count = self._read(indices, reading), len(self.leaves)
+        if isinstance(values, ArrayColumns) and values.indices == range(count):
+            return list(values.arrays)
+        return list(map(dict(values.items()).get, range(count), repeat(ABSENT)))
+
+    def _read(
+        self, indices: Sequence[int], reading: Reading, parts: Mapping[int, Sequence[Index]] | None = None
+    ) -> Mapping[int, Any]:
         try:
             kinds = self.value_types
             if not any(kinds[i] in ValueType.ARRAYS for i in indices):
@@ -334,7 +359,7 @@ class StoredTree:
             values = self._read_with(reading)
             specs = self.specs(indices)
             arrays = self._arrays(specs, parts or {}, values, reading)
-            return arrays if len(specs) == len(indices) else arrays | self._plain(indices, specs)
+            return arrays if len(specs) == len(indices) else {**arrays, **self._plain(indices, specs)}
         except (CorruptDataError, UnsupportedError) as error:
             raise error.located(url=self.place.url) from error.__cause__
 
@@ -371,24 +396,25 @@ class StoredTree:
         parts: Mapping[int, Sequence[Index]],
         values: Values,
         reading: Reading,
-    ) -> dict[int, Any]:
+    ) -> Mapping[int, Any]:
         """These arrays, or parts of them; whole ones as memory maps where that is wanted and they are stored so."""
         progress = reading.progress
         whole = {i: spec for i, spec in specs.items() if i not in parts} if parts else specs
-        seen = values.take if isinstance(values, Verified) else None
-        arrays: dict[int, Any] = {}
+        seen = values.take if type(values) is Verified else None
+        mapped: Mapping[int, NDArray[Any]] = {}
         if reading.mmap and self.place.storage.capabilities.map:
-            arrays = map_arrays(self.place, self._values, self.names, whole, seen)
+            mapped = map_arrays(self.place, self._values, self.names, whole, seen)
         if progress is not None:
             size = sum(spec.nbytes for spec in whole.values())
             for i in parts.keys() & specs.keys():
                 shapes = [select(part, specs[i].shape).shape for part in parts[i]]
                 size += sum(map(math.prod, shapes)) * specs[i].dtype.itemsize
             progress.set_size(size)
-            progress.relative_update(sum(array.nbytes for i, array in arrays.items() if i not in parts))
-        if len(arrays) == len(specs):
-            return arrays
-        left = {i: spec for i, spec in whole.items() if i not in arrays}
+            progress.relative_update(sum(array.nbytes for array in mapped.values()))
+        if len(mapped) == len(specs):
+            return mapped
+        arrays: dict[int, Any] = dict(mapped.items())
+        left = {i: spec for i, spec in whole.items() if i not in arrays} if arrays else whole
         for found in gather_arrays(self._values, self.names, left, reading.budget, seen):
             arrays |= found
             if progress is not None:
@@ -466,6 +492,8 @@ def gone(place: Place, name: str) -> PathNotFoundError:
 
 def check_distinct(names: Sequence[str], path: str) -> None:
     """Two leaves of one name would be one array; their writer merged or lost one of them."""
+    if len(names) >= _MANY and isinstance(names, Names) and names.joined.are_increasing().all():
+        return
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

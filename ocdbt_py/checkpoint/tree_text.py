@@ -80,7 +80,7 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
     """All entries, and the members beside ``tree_metadata``; None where the text is not of this form."""
     if not data.startswith(_START):
         return None
-    texts: list[str] = []
+    texts: list[bytes] = []
     values: list[str] = []
     hashes: list[NDArray[np.int64]] = []
     are_distinct = True
@@ -98,7 +98,7 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
         else:
             are_distinct = len(set(labels)) == len(labels)
         try:
-            texts += paths[1:].decode().split(PATH)
+            texts.append(paths[1:])
             values += map(kinds.__getitem__, kind_texts)
         except (TypeError, KeyError, ValueError, RecursionError):
             return None
@@ -106,7 +106,12 @@ def read_entries(data: bytes) -> tuple[LeafColumns, dict[str, Any]] | None:
     rest = _object(b"{" + end[len(", ") :]) if end.startswith(b", ") else None
     if rest is None or "tree_metadata" in rest or not are_distinct or (hashes and not _are_distinct(hashes)):
         return None
-    return LeafColumns(texts, values), rest
+    text = _PATH.join(texts)
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return None
+    return LeafColumns(text, values), rest
 
 
 def _split(data: bytes) -> tuple[list[bytes], bytes, list[bytes], bytes] | None:

@@ -14,7 +14,8 @@ import numpy as np
 from ocdbt_py.engine.found import Found, FoundColumns
 from ocdbt_py.engine.nodes import BTreeNode, Child, Nodes
 from ocdbt_py.format.btree import InteriorNode, LeafNode
-from ocdbt_py.format.key_column import MANY_SEARCHES, all_places, search
+from ocdbt_py.format.joined_texts import JoinedKeys, rows_of
+from ocdbt_py.format.key_column import MANY_SEARCHES, KeyColumn, all_places, search
 from ocdbt_py.format.versions import VersionEntry
 
 __all__ = ["NO_VERSION", "Found", "FoundColumns", "Tree"]
@@ -48,15 +49,44 @@ class Tree:
         ordered = sorted(keys)
         parts: list[Sequence[Found]] = []
         reached = 0  # of the keys; leaves come in their order
+        for leaf, low, high in self._shares(root, ordered):
+            parts += [[None] * (low - reached)] if low > reached else []
+            parts.append(_look_up(leaf, ordered[low:high]))
+            reached = high
+        parts += [[None] * (len(ordered) - reached)] if len(ordered) > reached else []
+        return _in_order(parts, ordered, keys)
+
+    def lookup_joined(self, keys: JoinedKeys) -> FoundColumns | None:
+        """The value of each of many keys, if they come in the order of the database, and all are there; else None."""
+        root = self._root()
+        parts: list[FoundColumns] = []
+        entries = []
+        reached = 0
+        for leaf, low, high in [] if root is None else self._shares(root, keys):
+            column = leaf.keys if isinstance(leaf.keys, KeyColumn) else KeyColumn.of(leaf.keys)
+            some = keys[low:high]
+            assert isinstance(some, JoinedKeys)
+            rows = rows_of(column, some) if low == reached else None
+            if rows is None:
+                return None
+            parts.append(FoundColumns.of(leaf, rows))
+            entries.append((leaf, rows))
+            reached = high
+        if not parts or reached < len(keys):
+            return None
+        found = FoundColumns.joined(parts)
+        found.rows = entries
+        return found
+
+    def _shares(self, root: BTreeNode, ordered: Sequence[bytes]) -> Iterator[tuple[LeafNode, int, int]]:
+        """The leaves in which these keys may be, in order, each with its share of them."""
         level: list[tuple[BTreeNode, bytes | None, int, int]] = [(root, None, 0, len(ordered))]
         while level:
             wanted: list[Child] = []
             shares: list[tuple[int, int]] = []
             for node, upper, low, high in level:
                 if isinstance(node, LeafNode):
-                    parts += [[None] * (low - reached)] if low > reached else []
-                    parts.append(_look_up(node, ordered[low:high]))
-                    reached = high
+                    yield node, low, high
                     continue
                 while low < high:
                     key = ordered[low]
@@ -75,8 +105,6 @@ class Tree:
             # of all children at once: on a distant storage each request takes its time
             below = self.nodes.btrees(wanted)
             level = [(node, child.upper, *share) for node, child, share in zip(below, wanted, shares, strict=True)]
-        parts += [[None] * (len(ordered) - reached)] if len(ordered) > reached else []
-        return _in_order(parts, ordered, keys)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[LeafNode, int, int]]:
         """The leaves that hold keys in ``[start, stop)``, in order, each with the run of its entries in the range."""

@@ -99,8 +99,10 @@ class KeyColumn(Sequence[bytes]):
         """The index of the first key that is not less than ``key``, as ``bisect_left`` has it."""
         if self._keys is not None:
             return bisect_left(self._keys, key)
+        if key <= self[0]:  # as a chunk is behind its document, in the next node
+            return 0
         run = bisect_right(self._first_keys(), key) - 1
-        return run * _RUN + bisect_left(self._run(run), key) if run >= 0 else 0
+        return run * _RUN + bisect_left(self._run(run), key)
 
     @property
     def places(self) -> dict[bytes, int]:
@@ -139,7 +141,7 @@ class KeyColumn(Sequence[bytes]):
             if places < len(self) - 1:
                 return self._run(places // _RUN)[places % _RUN]
             if self._last is None:
-                self._last = self._run(places // _RUN)[places % _RUN]
+                self._last = self._last_key()
             return self._last
         if places.step != 1:
             return [self[i] for i in places]
@@ -169,6 +171,14 @@ class KeyColumn(Sequence[bytes]):
             begin = end
             keys.append(key)
         return keys
+
+    def _last_key(self) -> bytes:
+        """Alone, since every node that is read is asked for it: put together from the rows that hold bytes of it."""
+        stops = np.minimum.accumulate(np.append(self.lengths[-1], self.shared[:0:-1]))[::-1]
+        rows = (self.shared < stops).nonzero()[0]
+        begins = self.starts[rows]
+        ends = begins + (stops - self.shared)[rows]
+        return b"".join([self.suffixes[start:end] for start, end in zip(begins.tolist(), ends.tolist(), strict=True)])
 
     def _first_keys(self) -> list[bytes]:
         """The first key of each run, put together from the rows of the run before that hold bytes of it."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocdbt_py.checkpoint import metadata, tree_text
+from ocdbt_py.checkpoint import leaf_records, metadata, tree_text
 from ocdbt_py.checkpoint.flatten import ABSENT, Key, KeyKind, flatten, unflatten_paths
 from ocdbt_py.checkpoint.leaf_records import LeafColumns, LeafRecord, value_types
-from ocdbt_py.checkpoint.metadata import decode_tree_metadata, encode_tree_metadata, find_leaf_metadata
+from ocdbt_py.checkpoint.leaf_texts import encode_tree_metadata
+from ocdbt_py.checkpoint.metadata import decode_tree_metadata, find_leaf_metadata
 from ocdbt_py.checkpoint.tree_text import UsualText, read_entries
 from ocdbt_py.errors import CorruptDataError
 
@@ -57,18 +58,21 @@ TREES = st.recursive(
 )
 
 
-@given(TREES, st.randoms(use_true_random=False), st.data())
-def test_the_tree_of_columns_is_that_of_the_paths(tree: Any, random: Any, data: st.DataObject) -> None:
+@given(TREES, st.one_of(st.none(), st.randoms(use_true_random=False)), st.sampled_from([0, 512]), st.data())
+def test_the_tree_of_columns_is_that_of_the_paths(tree: Any, random: Any, many: int, data: st.DataObject) -> None:
     flat = flatten({"top": tree})
     order = list(range(len(flat.paths)))
-    random.shuffle(order)
+    if random is not None:
+        random.shuffle(order)
     paths = [flat.paths[i] for i in order]
     found = read_entries(encode_tree_metadata([LeafRecord(path, "scalar") for path in paths]))
     assert found is not None
     absent = data.draw(st.sets(st.sampled_from(order)))
     for left_out in (set(), absent):
         leaves = [ABSENT if i in left_out else flat.leaves[i] for i in order]
-        made, expected = found[0].tree(leaves), unflatten_paths(paths, leaves)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(leaf_records, "_MANY", many)
+            made, expected = found[0].tree(leaves), unflatten_paths(paths, leaves)
         assert repr(made) == repr(expected)  # the order of keys, too
 
 
@@ -102,7 +106,11 @@ def test_columns_that_contradict_each_other_are_corrupt(paths: list[Any], messag
         found[0].tree([0] * len(records))
 
 
-def test_a_container_of_columns_that_was_empty_once_gives_way_to_what_it_holds() -> None:
+@pytest.mark.parametrize("many", [0, 512])
+def test_a_container_of_columns_that_was_empty_once_gives_way_to_what_it_holds(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaf_records, "_MANY", many)
     for paths in ([("a",), ("a", "b")], [("a", "b"), ("a",)]):
         found = read_entries(text_of(*paths).encode())
         assert found is not None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ocdbt_py
 from ocdbt_py.database import Database
+from ocdbt_py.engine import found as found_module
 from ocdbt_py.engine.found import Found, FoundColumns
 from ocdbt_py.format.datafile import DataFileId, Location
 
@@ -42,11 +46,35 @@ def test_columns_are_joined_and_put_in_another_order() -> None:
     assert joined.take(order[:0]) == []
 
 
-def test_inline_values_alike_are_numbered_by_their_first_places() -> None:
-    found = FoundColumns.of_each([b"one document", b"another", b"one document", b"a third", b"another"])
-    assert found.alike() == ([b"one document", b"another", b"a third"], [0, 1, 0, 2, 1])
-    assert FoundColumns.of_each([b"one document", ANSWERS[1]]).alike() is None
-    assert FoundColumns.of_each([b"one document", None]).alike() is None
+def values_alike(values: list[Any]) -> list[bytes] | None:
+    """All of them, from those that are different and their numbers."""
+    alike = FoundColumns.of_each(values).alike()
+    return None if alike is None else [alike[0][number] for number in alike[1].tolist()]
+
+
+def test_inline_values_alike_are_numbered() -> None:
+    values = [b"one document", b"another", b"one document", b"", b"a third", b"another"]
+    assert values_alike(values) == values
+    assert len((FoundColumns.of_each(values).alike() or ([],))[0]) == 4
+    assert values_alike([b"one document", ANSWERS[1]]) is None
+    assert values_alike([b"one document", None]) is None
+
+
+@given(st.lists(st.sampled_from([b"", b"[1]", b"[2]", b"[22]", b"{12345678, 1}", b"{87654321, 2}", b"{87654321, 1}"])))
+@pytest.mark.parametrize(("together", "many"), [(1, 0), (40, 0), (1000, 0), (1000, 512)])
+def test_values_of_a_node_are_told_apart_however_little_they_differ(
+    together: int, many: int, values: list[bytes]
+) -> None:
+    lengths = np.array(list(map(len, values)), np.int64)
+    zeros = np.zeros(len(values), np.int64)
+    found = FoundColumns([b"".join(values)], zeros, lengths.cumsum() - lengths, lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(found_module, "_TOGETHER", together)
+        patch.setattr(found_module, "_MANY", many)
+        alike = found.alike()
+    assert alike is not None
+    assert [alike[0][number] for number in alike[1].tolist()] == values
+    assert sorted(alike[0]) == sorted(set(values))
 
 
 @pytest.fixture(scope="module")
