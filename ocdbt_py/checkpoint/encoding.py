@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ocdbt_py.array.codecs import Compressor, Encoder
 from ocdbt_py.array.spec import ArraySpec
@@ -78,13 +78,13 @@ class Encoding:
             return False
         return self._pays(_sample(array))
 
-    def compresses_together(self, arrays: Sequence[NDArray[Any]]) -> bool:
+    def compresses_together(self, arrays: Sequence[ArrayLike]) -> bool:
         """Whether to compress these, many small ones of one dtype. Some are looked at, spread over them: what is in one
         is much like what is in the next, and to look at each takes longer than to write it."""
         if self._compressor is None or not self.is_sampled:
             return self._compressor is not None
         step = -(-len(arrays) // _SAMPLED_TOGETHER)
-        return self._pays(b"".join([array.tobytes()[:_SMALL_SAMPLE_BYTES] for array in arrays[::step]]))
+        return self._pays(b"".join([np.asarray(array).tobytes()[:_SMALL_SAMPLE_BYTES] for array in arrays[::step]]))
 
     def _pays(self, sample: bytes) -> bool:
         assert self._compressor is not None

@@ -60,7 +60,7 @@ class Flat(Generic[T]):
         self._shape = shape  # the tree in preorder; None is a leaf
 
     def rebuild(self, leaves: Sequence[Any]) -> Any:
-        """The same containers around ``leaves``, given in the order of ``self.leaves``."""
+        """The same containers around ``leaves``, given in the order of ``self.leaves``. Not for every tree."""
         source = reversed(leaves)
         made: list[Any] = []
         for node in reversed(self._shape):  # children before their parents, the last child first
@@ -75,22 +75,31 @@ class Flat(Generic[T]):
         return made[0]
 
 
-def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Flat[Any]:
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None, *, can_rebuild: bool = True) -> Flat[Any]:
     """Take a pytree apart, in JAX's order. None and empty containers are leaves, and so is what ``is_leaf`` says.
 
+    ``can_rebuild=False``: what makes the containers again is not kept.
     Raises :class:`InvalidArgumentError` where dict keys cannot be sorted or a tree contains itself.
     """
     paths: list[Path] = []
     leaves: list[Any] = []
     shape: list[_Node | None] = []
     keys = _Keys()
-    leaf_types = keys.leaf_types
+    leaf_types, named = keys.leaf_types, keys.named
     # the containers around the place that the walk has come to, each with those of its children that are yet to come
     around: list[tuple[Path, Iterator[tuple[Path, Any]]]] = [((), iter([((), tree)]))]
     while around:
         above, children = around[-1]
         for step, value in children:
             if is_leaf is None:
+                if type(value) is dict and len(value) == 1:  # as around each leaf in trees that have most of them
+                    ((key, child),) = value.items()
+                    if type(child) in leaf_types:
+                        paths.append(above + step + named[key if type(key) is str else str(key)])
+                        leaves.append(child)
+                        if can_rebuild:
+                            shape += (1, dict, (key,)), None
+                        continue
                 opened = None if type(value) in leaf_types else _open(value, keys)
             else:
                 opened = None if is_leaf(value) else _open(value, keys)
@@ -103,13 +112,14 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Flat[Any
                 shown = ".".join([key.name for key in above[:4]])
                 raise InvalidArgumentError(f"The tree is nested more than {MAX_DEPTH} deep below {shown!r}: a cycle?")
             steps, below, make, names = opened
-            shape.append((len(below), make, names))
+            if can_rebuild:
+                shape.append((len(below), make, names))
             place = above + step
             if is_leaf is None and leaf_types.issuperset(map(type, below)):  # in one go, for most children are leaves
-                for each in steps:
-                    paths.append(place + each)
-                    shape.append(None)
+                paths += [place + each for each in steps]
                 leaves += below
+                if can_rebuild:
+                    shape += [None] * len(below)
                 continue
             around.append((place, zip(steps, below, strict=True)))
             break

@@ -148,17 +148,14 @@ class JaxArrays:
             self.judged.clear()
         return True
 
-    def taken(self, value: Any) -> tuple[NDArray[Any], Any] | None:
-        """The elements of ``value`` and what is known of those like it, if it is such an array."""
-        if type(value) is not self._type or value.sharding != self._sharding:
+    def known(self, value: Any) -> Any:
+        """What is known of those like ``value``; None if it is no such array, or was deleted."""
+        if type(value) is not self._type:
             return None
-        known = self.judged.get((value.shape, value.dtype))
-        if known is None:
+        sharding = value.sharding
+        if (sharding is not self._sharding and sharding != self._sharding) or value.is_deleted():
             return None
-        try:
-            return np.asarray(value), known
-        except RuntimeError:  # it was deleted, which :func:`stored_leaf` says better
-            return None
+        return self.judged.get((value.shape, value.dtype))
 
 
 def _foreign(value: Any) -> StoredLeaf:

@@ -7,20 +7,17 @@
     _CHECKPOINT_METADATA            handler, times and the user's metadata, once a checkpoint
     commit_success.txt              a line of text, the last file written
 
-Writers give Orbax's own text; the one with an entry for each leaf is put together from templates, since a tree may have
-a hundred thousand. Readers take any bytes: keys they do not know are passed over, and whatever cannot be meant is
+Writers give Orbax's own text; of files with an entry for each leaf they are in :mod:`ocdbt_py.checkpoint.leaf_texts`.
+Readers take any bytes: keys they do not know are passed over, and whatever cannot be meant is
 :class:`CorruptDataError`, never another exception.
 """
 
 from __future__ import annotations
 
 import json
-from binascii import b2a_base64
-from collections.abc import Iterable, Mapping, Sequence
-from json.encoder import encode_basestring_ascii as quote
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ocdbt_py.checkpoint.flatten import Key, Path
 from ocdbt_py.checkpoint.leaf_records import LeafRecord
 from ocdbt_py.checkpoint.names import leaf_name, leaf_names
 from ocdbt_py.checkpoint.tree_text import UsualText, as_key, read_entries
@@ -47,11 +44,8 @@ __all__ = [
     "decode_shardings",
     "decode_strings",
     "decode_tree_metadata",
-    "encode_array_metadatas",
     "encode_checkpoint_metadata",
-    "encode_shardings",
     "encode_strings",
-    "encode_tree_metadata",
     "find_leaf_metadata",
     "look_up_string",
 ]
@@ -112,53 +106,6 @@ class CheckpointMetadata(NamedTuple):
 # --- writing
 
 
-class _Steps(dict[Key, tuple[str, str]]):
-    """A step of a path as it stands in a label and in ``key_metadata``, made once for each key."""
-
-    def __missing__(self, key: Key) -> tuple[str, str]:
-        texts = self[key] = quote(repr(key.name))[1:-1], f'{{"key": {quote(key.name)}, "key_type": {int(key.kind)}}}'
-        return texts
-
-
-def encode_tree_metadata(
-    leaves: Iterable[tuple[Path, str, tuple[int, ...] | None]],
-    *,
-    use_zarr3: bool = False,
-    custom_metadata: Mapping[str, Any] | None = None,
-) -> bytes:
-    """``_METADATA`` of a tree stored in a database, every chunk written. ``leaves`` are as :class:`LeafRecord` is."""
-    steps = _Steps()
-    tails: dict[tuple[str, tuple[int, ...] | None], str] = {}
-    above: Path | None = None  # all of the path before but its last two steps; neighbours mostly have it in common
-    label = metadata = ""
-    entries = []
-    for path, value_type, write_shape in leaves:
-        tail = tails.get((value_type, write_shape))
-        if tail is None:
-            value: dict[str, Any] = {"value_type": value_type, "skip_deserialize": value_type in ValueType.EMPTY}
-            if write_shape is not None:
-                value["write_shape"] = write_shape
-            tail = tails[value_type, write_shape] = f'], "value_metadata": {json.dumps(value)}}}'
-        if len(path) < 2:  # a label is the repr of a tuple, which of such is another
-            text = ", ".join([steps[key][1] for key in path])
-            entries.append(f'{quote(repr(tuple([key.name for key in path])))}: {{"key_metadata": [{text}{tail}')
-            continue
-        if path[:-2] != above:
-            above = path[:-2]
-            found = [steps[key] for key in above]
-            label = "".join([f"{text}, " for text, _ in found])
-            metadata = "".join([f"{text}, " for _, text in found])
-        (label_1, key_1), (label_2, key_2) = steps[path[-2]], steps[path[-1]]
-        entries.append(f'"({label}{label_1}, {label_2})": {{"key_metadata": [{metadata}{key_1}, {key_2}{tail}')
-    rest = {
-        "use_ocdbt": True,
-        "use_zarr3": use_zarr3,
-        "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": custom_metadata or None,
-    }
-    return f'{{"tree_metadata": {{{", ".join(entries)}}}, {json.dumps(rest)[1:]}'.encode()
-
-
 def encode_strings(strings: Mapping[str, str]) -> bytes:
     """``_strings.json``. A name is a JSON pointer: ``/`` in it nests objects."""
     root: dict[str, Any] = {}
@@ -173,38 +120,6 @@ def encode_strings(strings: Mapping[str, str]) -> bytes:
     except RecursionError:
         raise UnsupportedError("The name of a string leaf has too many '/' for Orbax's JSON; rename the key") from None
     return text.encode()
-
-
-def encode_shardings(shardings: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """``_sharding`` from leaf name -> description."""
-    texts: dict[int, str] = {}  # leaves on one sharding share one description
-    for sharding in shardings.values():
-        if id(sharding) not in texts:
-            texts[id(sharding)] = quote(json.dumps(sharding))
-    names = b" ".join([b2a_base64(name.encode(), newline=False) for name in shardings])
-    keys = names.translate(_URL_SAFE).decode().split(" ") if shardings else []
-    entries = sorted(zip(keys, map(texts.__getitem__, map(id, shardings.values())), strict=True))
-    text = ",".join([f'"{key}":{text}' for key, text in entries])
-    return f"{{{text}}}".encode()
-
-
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
-
-
-def encode_array_metadatas(arrays: Iterable[tuple[str, tuple[int, ...], tuple[int, ...], str | None]]) -> bytes:
-    """``array_metadatas/process_N`` of the leaves that were JAX arrays: name, shape that one writer writes at a time,
-    shape of a chunk, and which random generator it is a key of, if it is one.
-    """
-    tails: dict[tuple[Any, ...], str] = {}
-    entries = []
-    for name, write_shape, chunk_shape, random_key_impl in arrays:
-        tail = tails.get((write_shape, chunk_shape, random_key_impl))
-        if tail is None:
-            extra = None if random_key_impl is None else {"random_key_impl": random_key_impl}
-            rest = {"write_shape": write_shape, "chunk_shape": chunk_shape, "ext_metadata": extra}
-            tail = tails[write_shape, chunk_shape, random_key_impl] = json.dumps(rest)[1:]
-        entries.append(f'{{"array_metadata": {{"param_name": {quote(name)}, {tail}}}')
-    return f'{{"array_metadatas": [{", ".join(entries)}]}}'.encode()
 
 
 def encode_checkpoint_metadata(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from ocdbt_py.array.allocation import ALIGNMENT
 from ocdbt_py.checkpoint.checksums import encode_columns
 from ocdbt_py.checkpoint.lanes import BATCH_BYTES, Batch, Chunk, Lanes, Placed, lane_count
 from ocdbt_py.checkpoint.memory import MAX_MEMORY
+from ocdbt_py.checkpoint.packing import PACKED_BYTES, Form, Packed, pack
 from ocdbt_py.engine.columns import INLINE
 from ocdbt_py.engine.data_files import DataFiles
 from ocdbt_py.engine.mutations import checked_key, stage_puts
@@ -83,6 +86,9 @@ class NewDatabase:
         )
         self._batch = Batch()
         self._inline = _InTree()
+        self._packs = storage.capabilities.parallel == 1
+        self._forms: list[Form] = []
+        self._packed: list[Packed] = []
         self._referred: list[tuple[bytes, Location]] = []
         self._has_checksums = checksums
         self.checksums: bytes | None = None
@@ -115,26 +121,38 @@ class NewDatabase:
         if isinstance(value, Chunk):
             batch.chunks.append((key, value))
             batch.nbytes += value.nbytes
-        elif len(value) > LONGEST_IN_TREE:
-            self.put_all([key], [value], len(value))
-            return
         else:
-            self._inline.add([key], bytes(value))
+            if len(value) > LONGEST_IN_TREE:
+                batch.keys.append(key)
+                batch.values.append(value)
+            else:
+                self._inline.add([key], bytes(value))
             batch.nbytes += len(value)
-        self._hand_over()
-
-    def put_all(self, keys: Sequence[bytes], values: Sequence[Buffer], nbytes: int) -> None:
-        """As :meth:`put`, for values of so many bytes in all, none of them short."""
-        batch = self._batch
-        batch.keys += keys
-        batch.values += values
-        batch.nbytes += nbytes
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        if self._batch.nbytes >= BATCH_BYTES:
-            batch, self._batch = self._batch, Batch()
+        if batch.nbytes >= BATCH_BYTES:
+            self._batch = Batch()
             self._lanes.put(batch)
+
+    def add_form(self, document: bytes, document_file: bytes, chunk_file: bytes, nbytes: int) -> int | None:
+        """The number, for :meth:`put_packed`, of arrays of so many bytes that all have this document. None: they are
+        not packed, as too much is in either, or as files are put in the background, from what is there anyway."""
+        if not (self._packs and LONGEST_IN_TREE < nbytes <= PACKED_BYTES):
+            return None
+        if len(document) > self._config.max_inline_value_bytes:
+            return None
+        self._forms.append(Form(document_file, chunk_file, nbytes, self._inline.place(document), len(document)))
+        return len(self._forms) - 1
+
+    def put_packed(
+        self, bases: Sequence[bytes], forms: Sequence[int], values: Sequence[Any], *, is_last: bool = False
+    ) -> None:
+        """Store arrays whose keys begin with ``bases``, of the forms with these numbers. They may change afterwards.
+
+        They take ``BLOCK_BYTES`` at most, each from a multiple of ``ALIGNMENT`` on.
+        """
+        buffer = self._lanes.buffer()
+        packed = pack(bases, forms, values, self._forms, buffer, checksums=self._has_checksums, is_last=is_last)
+        self._packed.append(packed)
+        self._lanes.put(packed.block)
 
     def refer(self, key: bytes, location: Location) -> None:
         """Store a value that lies in a file below already."""
@@ -159,8 +177,8 @@ class NewDatabase:
         self._files.flush()
         self.files = self._files.keep()
         self.files += self._lanes.finish()
-        if self._has_checksums and placed:
-            self.checksums = _checksums(placed)
+        if self._has_checksums and (placed or self._packed):
+            self.checksums = _checksums(placed, self._packed)
         self.num_keys = root.num_keys
         version = VersionEntry(
             generation=1,
@@ -174,7 +192,7 @@ class NewDatabase:
         return encode_manifest(Manifest(self._config, (version,), ()))
 
     def _columns(self, placed: Sequence[Placed]) -> LeafNode:
-        """All entries, in no order."""
+        """All entries, those packed together in the order in which they came."""
         files: dict[DataFileId, int] = {}
         keys: list[bytes] = self._inline.keys + [key for each in placed for key in each.keys]
         lengths, offsets = [self._inline.lengths()], [self._inline.offsets()]
@@ -183,6 +201,13 @@ class NewDatabase:
             lengths.append(each.lengths)
             offsets.append(each.offsets)
             file_ids.append(np.full(len(each.keys), files.setdefault(each.file, len(files)), np.int64))
+        for packed in self._packed:
+            at = _written(packed)
+            is_chunk = np.tile([False, True], len(packed.keys) // 2)
+            keys += packed.keys
+            lengths.append(packed.lengths)
+            offsets.append(packed.offsets + is_chunk * at.offset)
+            file_ids.append(np.where(is_chunk, files.setdefault(at.file, len(files)), INLINE))
         if self._referred:
             keys += [key for key, _ in self._referred]
             rows = [(files.setdefault(at.file, len(files)), at.offset, at.length) for _, at in self._referred]
@@ -218,6 +243,11 @@ class _InTree:
         self.keys += keys
         self._places += [self._known.setdefault(value, len(self._known))] * len(keys)
 
+    def place(self, value: bytes) -> int:
+        """Its offset in :meth:`data`."""
+        number = self._known.setdefault(value, len(self._known))
+        return sum(map(len, islice(self._known, number)))
+
     def lengths(self) -> NDArray[np.int64]:
         return np.fromiter(map(len, self._known), np.int64, len(self._known))[self._places]
 
@@ -230,10 +260,19 @@ class _InTree:
         return b"".join(self._known)
 
 
-def _checksums(placed: Sequence[Placed]) -> bytes:
+def _written(packed: Packed) -> Location:
+    assert packed.block.at is not None
+    return packed.block.at
+
+
+def _checksums(placed: Sequence[Placed], packed: Sequence[Packed]) -> bytes:
     """The table of all values that do not stand in the tree."""
+    blocks = [
+        Placed((), (at := _written(each)).file, each.offsets[1::2] + at.offset, each.lengths[1::2], each.checksums)
+        for each in packed
+    ]
     by_file: dict[str, list[Placed]] = {}
-    for each in placed:
+    for each in [*placed, *blocks]:
         by_file.setdefault(each.file.path.decode("utf-8", "surrogateescape"), []).append(each)
     return encode_columns(
         {

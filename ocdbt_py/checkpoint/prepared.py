@@ -9,39 +9,30 @@ compressed, the first process decides that holds some of it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdbt_py.array.allocation import ALIGNMENT
 from ocdbt_py.array.metadata import encode_metadata
-from ocdbt_py.array.spec import ArraySpec, array_key, array_keys
+from ocdbt_py.array.spec import ArraySpec, array_keys
 from ocdbt_py.checkpoint.contents import Tree
 from ocdbt_py.checkpoint.encoding import WORTH_TRYING, Encoding
 from ocdbt_py.checkpoint.flatten import Path, flatten
-from ocdbt_py.checkpoint.lanes import BATCH_BYTES, Chunk
+from ocdbt_py.checkpoint.lanes import BLOCK_BYTES
+from ocdbt_py.checkpoint.leaf_texts import Described, LeafTexts
 from ocdbt_py.checkpoint.leaves import JaxArrays, StoredLeaf, stored_leaf
-from ocdbt_py.checkpoint.metadata import (
-    ARRAY_METADATAS,
-    METADATA,
-    SHARDING,
-    STRINGS,
-    ValueType,
-    check_custom_metadata,
-    encode_array_metadatas,
-    encode_shardings,
-    encode_strings,
-    encode_tree_metadata,
-)
+from ocdbt_py.checkpoint.metadata import STRINGS, ValueType, check_custom_metadata, encode_strings
 from ocdbt_py.checkpoint.names import check_names, check_string_names, leaf_names
-from ocdbt_py.checkpoint.new_database import LONGEST_IN_TREE, NewDatabase
-from ocdbt_py.checkpoint.shards import Block, Sharded
+from ocdbt_py.checkpoint.new_database import NewDatabase
+from ocdbt_py.checkpoint.packing import deleted
+from ocdbt_py.checkpoint.putting import Others
+from ocdbt_py.checkpoint.shards import Sharded
 from ocdbt_py.errors import OcdbtError, StructureError, UnsupportedError
-from ocdbt_py.storage.protocol import Buffer
 
 __all__ = ["Prepared", "prepare"]
 
@@ -63,30 +54,22 @@ class _Kind(NamedTuple):
     random_key_impl: str | None
 
 
-class _Form:
-    """What arrays alike, each of one chunk, have in common once they are stored, and the keys of their documents."""
+class _Judged(NamedTuple):
+    """What is known of a leaf; leaves alike share one."""
 
-    def __init__(self, spec: ArraySpec) -> None:
-        self.first = (0,) * spec.ndim
-        self.dtype = spec.dtype
-        self.document = encode_metadata(spec)
-        self.document_file = spec.metadata_key.encode()
-        self.chunk_file = spec.chunk_key(self.first).encode()
-        self.is_plain = spec.is_plain and spec.sharding is None and spec.chunk_nbytes > LONGEST_IN_TREE
-        self.is_cast = spec.dtype.kind in "iuf" and spec.dtype.isbuiltin == 1  # of others memoryviews know nothing
-        self.documents: list[bytes] = []
-
-    def bytes_of(self, array: NDArray[Any]) -> memoryview | None:
-        """Of an array as they are stored; None where they lie otherwise."""
-        if array.dtype is not self.dtype and not array.dtype.isnative:
-            return None
-        if not self.is_cast:
-            return array.reshape(-1).view(np.uint8).data if array.flags.c_contiguous else None
-        data = array.data
-        return data.cast("B") if data.c_contiguous else None
+    kind: _Kind
+    spec: ArraySpec | None
+    """None of leaves that are no arrays, and of arrays of which the processes have not agreed yet."""
 
 
-@dataclass(slots=True, repr=False, eq=False)
+class _Packing(NamedTuple):
+    """How arrays alike are packed: the number of their form, and the bytes that each takes in a block."""
+
+    number: int
+    room: int
+
+
+@dataclass(repr=False, eq=False)
 class Prepared:
     """A tree as it will be stored: columns of its leaves, and what few of them have."""
 
@@ -96,11 +79,9 @@ class Prepared:
     count: int
     names: Sequence[str] = ()
     paths: Sequence[Path] = ()
-    kinds: list[_Kind] = field(default_factory=list)
-    arrays: list[NDArray[Any] | Sharded | None] = field(default_factory=list)
-    """None of leaves that are no arrays."""
-    specs: list[ArraySpec | None] = field(default_factory=list)
-    """None of those, too, and of arrays of which the processes have not agreed yet."""
+    judged: list[_Judged] = field(default_factory=list)
+    arrays: list[Any] = field(default_factory=list)
+    """Of NumPy, :class:`Sharded`, or of JAX where they lie like others before; None of leaves that are no arrays."""
     strings: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     """What must be the same in all processes, a line a leaf; not kept where there is one."""
@@ -112,8 +93,8 @@ class Prepared:
         from hashlib import sha256
 
         digest = sha256("\n".join(self.lines).encode("utf-8", "surrogateescape")).hexdigest()
-        columns = zip(self.arrays, self.specs, strict=True)
-        votes = "".join([self._vote(array) for array, spec in columns if array is not None and spec is None])
+        columns = zip(self.arrays, self.judged, strict=True)
+        votes = "".join([self._vote(array) for array, (_, spec) in columns if array is not None and spec is None])
         return json.dumps([digest, votes]).encode()
 
     def decides(self, is_jax: bool) -> bool:
@@ -136,10 +117,19 @@ class Prepared:
 
     def _small_pay(self) -> Mapping[np.dtype[Any], bool]:
         """Whether to compress the small arrays of a dtype that has many: one judgement for them all."""
-        small: dict[np.dtype[Any], list[NDArray[Any]]] = {}
-        for array in self.arrays:
-            if isinstance(array, np.ndarray) and WORTH_TRYING <= array.nbytes < _SMALL:
-                small.setdefault(array.dtype, []).append(array)
+        small: dict[np.dtype[Any], list[Any]] = {}
+        lists: dict[int, list[Any] | None] = {}  # of what is judged alike
+        for judged, array in zip(self.judged, self.arrays, strict=True):
+            try:
+                found = lists[id(judged)]
+            except KeyError:
+                spec = judged.spec
+                found = None
+                if spec is not None and not isinstance(array, Sharded) and WORTH_TRYING <= array.nbytes < _SMALL:
+                    found = small.setdefault(spec.dtype, [])
+                lists[id(judged)] = found
+            if found is not None:
+                found.append(array)
         together = self.encoding.compresses_together
         return {dtype: together(arrays) for dtype, arrays in small.items() if len(arrays) >= _MANY}
 
@@ -150,11 +140,11 @@ class Prepared:
             return False
         ballots = [ballot for _, ballot in said]
         pending = 0
-        for i, (name, array, spec) in enumerate(zip(self.names, self.arrays, self.specs, strict=True)):
-            if array is not None and spec is None:
+        for i, (name, array, judged) in enumerate(zip(self.names, self.arrays, self.judged, strict=True)):
+            if array is not None and judged.spec is None:
                 votes = (ballot[pending] for ballot in ballots)
                 is_compressed = next((vote for vote in votes if vote != "-"), "r") == "z"
-                self.specs[i] = self._spec(name, array, is_compressed)
+                self.judged[i] = judged._replace(spec=self._spec(name, array, is_compressed))
                 pending += 1
         return True
 
@@ -187,40 +177,31 @@ class Prepared:
         Those of JAX never change: what we hold of them are views of the buffers, and not the ``jax.Array``, which
         would be gone once it is donated or deleted. All others are copied.
         """
-        for i, (array, kind) in enumerate(zip(self.arrays, self.kinds, strict=True)):
-            if isinstance(array, np.ndarray) and (not kind.is_jax or array.flags.writeable):
+        for i, (name, array, judged) in enumerate(zip(self.names, self.arrays, self.judged, strict=True)):
+            if array is None or isinstance(array, Sharded):
+                continue
+            if judged.kind.is_jax:
+                self.arrays[i] = array = _elements(name, array)
+            if not judged.kind.is_jax or array.flags.writeable:
                 self.arrays[i] = np.array(array, order="K", subok=False)
 
     def release(self) -> None:
         """Let go of the arrays."""
         self.arrays.clear()
 
+    @cached_property
+    def _texts(self) -> LeafTexts:
+        return LeafTexts(self.names, self.paths, self.judged, _described, self.index == 0)
+
     def files(self) -> dict[str, bytes]:
         """The small files of the pytree, which process 0 writes."""
-        files = {}
-        if self.strings:
-            files[STRINGS] = encode_strings(self.strings)
-        if any(map(attrgetter("is_jax"), self.kinds)):
-            shardings = zip(self.names, map(attrgetter("sharding"), self.kinds), strict=True)
-            files[SHARDING] = encode_shardings({name: sharding for name, sharding in shardings if sharding is not None})
-        files |= self.array_metadatas()
-        value_types = map(attrgetter("value_type"), self.kinds)
-        write_shapes = map(attrgetter("write_shape"), self.kinds)
-        files[METADATA] = encode_tree_metadata(
-            zip(self.paths, value_types, write_shapes, strict=True),
-            use_zarr3=self.encoding.zarr_format == 3,
-            custom_metadata=self.custom_metadata,
-        )
-        return files
+        strings = {STRINGS: encode_strings(self.strings)} if self.strings else {}
+        use_zarr3 = self.encoding.zarr_format == 3
+        return strings | self._texts.files(use_zarr3=use_zarr3, custom_metadata=self.custom_metadata)
 
     def array_metadatas(self) -> dict[str, bytes]:
         """The small file that each process writes, all the same; none where no leaf is a JAX array."""
-        records = [
-            (name, kind.write_shape, spec.chunks, kind.random_key_impl)
-            for name, kind, spec in zip(self.names, self.kinds, self.specs, strict=True)
-            if kind.write_shape is not None and spec is not None
-        ]
-        return {f"{ARRAY_METADATAS}/process_{self.index}": encode_array_metadatas(records)} if records else {}
+        return self._texts.array_metadatas(self.index)
 
     @property
     def has_arrays(self) -> bool:
@@ -239,97 +220,108 @@ class Prepared:
     @property
     def num_keys(self) -> int:
         """Documents and chunks of all arrays, whoever writes them."""
-        return sum(1 + int(np.prod(spec.grid)) for spec in self.specs if spec is not None)
+        return sum(1 + int(np.prod(spec.grid)) for _, spec in self.judged if spec is not None)
 
     def put_into(self, database: NewDatabase) -> None:
         """Keys and values that this process writes.
 
         Which arrays are worth compressing is found out now, while the first ones are written already.
         """
-        forms: dict[int, _Form] = {}  # of each spec; arrays alike share one
-        is_sampled, is_primary = self.encoding.is_sampled, self.index == 0
-        small_pay = self._small_pay() if is_sampled else {}
-        keys: list[bytes] = []
-        values: list[Buffer] = []
+        is_primary = self.index == 0
+        pays = self._small_pay() if self.encoding.is_sampled else {}
+        packings: dict[int, _Packing | None] = {}  # of what is judged alike
+        others = Others(database)
+        bases: list[bytes] = []
+        kinds: list[int] = []
+        values: list[Any] = []
         nbytes = 0
-        columns = zip(self.names, array_keys(self.names, ""), self.kinds, self.arrays, self.specs, strict=True)
-        for at, (name, base, kind, array, spec) in enumerate(columns):
-            if array is None or not (is_primary or self._writes(array)):
+        columns = zip(array_keys(self.names, ""), self.judged, self.arrays, strict=True)
+        for at, (base, judged, array) in enumerate(columns):
+            try:
+                packing = packings[id(judged)]
+            except KeyError:
+                packing = packings[id(judged)] = self._packing(judged, array, pays, database)
+            if packing is None or (type(array) is np.ndarray and not array.flags.c_contiguous):
+                if array is not None and (is_primary or self._writes(array)):
+                    self._put(at, base, pays, others)
                 continue
-            assert spec is not None
-            size = array.nbytes
-            if is_sampled and size >= WORTH_TRYING and self.decides(kind.is_jax):
-                pays = small_pay.get(array.dtype) if size < _SMALL and isinstance(array, np.ndarray) else None
-                if self._pays(array) if pays is None else pays:
-                    self.specs[at] = spec = self._spec(name, array, True)
-            if isinstance(array, Sharded):
-                if is_primary:
-                    database.put_document(array_key(name, spec.metadata_key), encode_metadata(spec))
-                for block in array.blocks:
-                    _put_block(database, name, block, spec)
-                continue
-            if spec.chunks != spec.shape:
-                database.put_document(array_key(name, spec.metadata_key), encode_metadata(spec))
-                _put_block(database, name, Block((0,) * spec.ndim, array), spec)
-                continue
-            # nearly all arrays: one chunk, and no detours on the way to it
-            form = forms.get(id(spec))
-            if form is None:
-                form = forms[id(spec)] = _Form(spec)
-            form.documents.append(base + form.document_file)
-            data = form.bytes_of(array) if form.is_plain else None
-            if data is not None:
-                keys.append(base + form.chunk_file)
-                values.append(data)
-                nbytes += size
-                if nbytes >= BATCH_BYTES:
-                    database.put_all(keys, values, nbytes)
-                    keys, values, nbytes = [], [], 0
-            else:
-                database.put(base + form.chunk_file, Chunk(array, spec, form.first, size))
-        database.put_all(keys, values, nbytes)
-        for form in forms.values():
-            database.put_documents(form.documents, form.document)
+            # nearly all arrays of a tree that has many
+            number, room = packing
+            nbytes += room
+            if nbytes > BLOCK_BYTES:
+                database.put_packed(bases, kinds, values)
+                bases, kinds, values, nbytes = [], [], [], room
+                self._texts.advance(at)
+            bases.append(base)
+            kinds.append(number)
+            values.append(array)
+        if bases:
+            database.put_packed(bases, kinds, values, is_last=True)
+        others.finish()
+
+    def _packing(
+        self, judged: _Judged, array: Any, pays: Mapping[np.dtype[Any], bool], database: NewDatabase
+    ) -> _Packing | None:
+        """How this array, and those that were judged alike, are packed; None if they are not."""
+        spec = judged.spec
+        if spec is None or isinstance(array, Sharded) or self.index or not array.dtype.isnative:
+            return None
+        size = spec.chunk_nbytes
+        is_judged = not self.encoding.is_sampled or size < WORTH_TRYING or pays.get(spec.dtype) is False
+        if not (is_judged and spec.is_plain and spec.sharding is None):
+            return None
+        chunk_file = spec.chunk_key((0,) * spec.ndim).encode()
+        number = database.add_form(encode_metadata(spec), spec.metadata_key.encode(), chunk_file, size)
+        return None if number is None else _Packing(number, size + -size % ALIGNMENT)
+
+    def _put(self, at: int, base: bytes, pays: Mapping[np.dtype[Any], bool], others: Others) -> None:
+        """One array that is not packed."""
+        name, (kind, spec), array = self.names[at], self.judged[at], self.arrays[at]
+        assert spec is not None
+        if not isinstance(array, Sharded):
+            array = _elements(name, array)
+        size = array.nbytes
+        if self.encoding.is_sampled and size >= WORTH_TRYING and self.decides(kind.is_jax):
+            known = pays.get(spec.dtype) if size < _SMALL and isinstance(array, np.ndarray) else None
+            if self._pays(array) if known is None else known:
+                spec = self._spec(name, array, True)
+                self.judged[at] = _Judged(kind, spec)
+        if isinstance(array, Sharded):
+            others.put_blocks(name, array.blocks, spec, with_document=self.index == 0)
+        else:
+            others.put(name, base, array, spec)
 
 
 def prepare(tree: Tree, index: int = 0, count: int = 1) -> Prepared:
     """Take a tree apart and judge all of it, in process ``index`` of ``count``."""
-    flat = flatten(tree.tree)
+    flat = flatten(tree.tree, can_rebuild=False)
     names = leaf_names(flat.paths)
     check_names(names, flat.paths)
     custom_metadata = check_custom_metadata(tree.custom_metadata)
     prepared = Prepared(tree.encoding, custom_metadata, index, count, names, flat.paths)
-    kinds, arrays, specs = prepared.kinds, prepared.arrays, prepared.specs
     shared: dict[tuple[Any, ...], _Kind] = {}
-    judged: dict[tuple[Any, ...], tuple[_Kind, ArraySpec | None]] = {}  # arrays of NumPy, by shape and dtype
+    known: dict[tuple[Any, ...], _Judged] = {}  # arrays of NumPy, by shape and dtype
     jax_arrays = JaxArrays()
-    array: NDArray[Any] | Sharded | None
     for name, value in zip(names, flat.leaves, strict=True):
         # nearly all leaves are like one before
-        alike = None
-        if type(value) is np.ndarray:
-            array, alike = value, judged.get((value.shape, value.dtype))
-        elif (taken := jax_arrays.taken(value)) is not None:
-            array, alike = taken
-        if alike is not None:
-            kind, spec = alike
-        else:
+        array: Any = value
+        judged = known.get((value.shape, value.dtype)) if type(value) is np.ndarray else jax_arrays.known(value)
+        if judged is None:
             leaf = stored_leaf(name, value)
             array, kind = leaf.array, _kind(leaf, shared)
-            spec = None if array is None else _judge(name, array, kind, prepared)
+            judged = _Judged(kind, None if array is None else _judge(name, array, kind, prepared))
             if leaf.string is not None:
                 prepared.strings[name] = leaf.string
             if count > 1:
                 prepared.lines.append(_line(name, leaf))
             elif type(value) is np.ndarray:
-                judged[value.shape, value.dtype] = kind, spec
+                known[value.shape, value.dtype] = judged
             elif kind.is_jax and isinstance(array, np.ndarray) and jax_arrays.expects(value):
-                jax_arrays.judged[array.shape, array.dtype] = kind, spec
-        kinds.append(kind)
-        arrays.append(array)
-        specs.append(spec)
+                jax_arrays.judged[array.shape, array.dtype] = judged
+        prepared.arrays.append(array)
+        prepared.judged.append(judged)
     check_string_names(prepared.strings)
-    if flat.paths == [()] and kinds[0].value_type in ValueType.EMPTY:
+    if flat.paths == [()] and prepared.judged[0].kind.value_type in ValueType.EMPTY:
         raise UnsupportedError("There is nothing to save: Orbax does not store a tree without leaves")
     return prepared
 
@@ -341,6 +333,12 @@ def _kind(leaf: StoredLeaf, shared: dict[tuple[Any, ...], _Kind]) -> _Kind:
         write_shape = array.write_shape if isinstance(array, Sharded) else array.shape
     key = (leaf.value_type, write_shape, id(leaf.sharding), leaf.random_key_impl)
     return shared.setdefault(key, _Kind(leaf.value_type, is_jax, write_shape, leaf.sharding, leaf.random_key_impl))
+
+
+def _described(judged: _Judged) -> Described:
+    kind, spec = judged
+    chunks = None if spec is None else spec.chunks
+    return Described(kind.value_type, kind.write_shape, chunks, kind.sharding, kind.random_key_impl)
 
 
 def _judge(name: str, array: NDArray[Any] | Sharded, kind: _Kind, prepared: Prepared) -> ArraySpec | None:
@@ -363,14 +361,9 @@ def _line(name: str, leaf: StoredLeaf) -> str:
     )
 
 
-def _put_block(database: NewDatabase, name: str, block: Block, spec: ArraySpec) -> None:
-    """The chunks of one block, which begins on a whole chunk."""
-    first = [start // size for start, size in zip(block.start, spec.key_shape, strict=True)]
-    grid = [-(-extent // size) for extent, size in zip(block.array.shape, spec.key_shape, strict=True)]
-    left = block.array.nbytes
-    each = math.prod(spec.key_shape) * spec.dtype.itemsize
-    for index in np.ndindex(*grid):
-        key = array_key(name, spec.chunk_key([a + b for a, b in zip(first, index, strict=True)]))
-        nbytes = min(each, left)
-        left -= nbytes
-        database.put(key, Chunk(block.array, spec, index, nbytes))
+def _elements(name: str, array: Any) -> NDArray[Any]:
+    """Of an array of NumPy or JAX, where they lie; those of JAX stay there as long as they are held."""
+    try:
+        return np.asarray(array)
+    except RuntimeError as error:
+        raise deleted(name) from error

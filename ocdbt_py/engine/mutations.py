@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from operator import eq
+from operator import eq, lt
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -303,15 +303,17 @@ def stage(
 
 def stage_puts(puts: LeafNode) -> Staged:
     """Puts alone, as columns in any order; of those of one key the last counts."""
-    names = puts.keys
-    order = sorted(range(len(names)), key=names.__getitem__)  # stable
-    keys = [names[i] for i in order]
-    if any(map(eq, keys, islice(keys, 1, None))):
-        order = [i for i, after in zip(order, [*order[1:], -1], strict=True) if after < 0 or names[i] != names[after]]
+    names = keys = puts.keys
+    if not all(map(lt, names, islice(names, 1, None))):
+        order = sorted(range(len(names)), key=names.__getitem__)  # stable
         keys = [names[i] for i in order]
-    at = np.array(order, np.int64)
-    puts = replace(puts, keys=keys, lengths=puts.lengths[at], file_ids=puts.file_ids[at], offsets=puts.offsets[at])
-    return Staged(keys=keys, put_ranks=np.arange(len(keys) + 1), puts=puts, ranges=[], values={})
+        if any(map(eq, keys, islice(keys, 1, None))):
+            after = [*order[1:], -1]
+            order = [i for i, next_ in zip(order, after, strict=True) if next_ < 0 or names[i] != names[next_]]
+            keys = [names[i] for i in order]
+        at = np.array(order, np.int64)
+        puts = replace(puts, keys=keys, lengths=puts.lengths[at], file_ids=puts.file_ids[at], offsets=puts.offsets[at])
+    return Staged(keys=list(keys), put_ranks=np.arange(len(keys) + 1), puts=puts, ranges=[], values={})
 
 
 def _short(values: Sequence[Any], order: Sequence[int], max_inline: int) -> tuple[NDArray[np.int64], bytes] | None:

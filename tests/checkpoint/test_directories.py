@@ -19,7 +19,8 @@ from ocdbt_py.backends import LocalStorage, MemoryStorage
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
 from ocdbt_py.checkpoint.directories import Directory
 from ocdbt_py.checkpoint.flatten import flatten
-from ocdbt_py.checkpoint.metadata import LeafRecord, ValueType, encode_tree_metadata
+from ocdbt_py.checkpoint.leaf_texts import encode_tree_metadata
+from ocdbt_py.checkpoint.metadata import LeafRecord, ValueType
 from ocdbt_py.checkpoint.names import leaf_name
 from ocdbt_py.checkpoint.restore import restore, restore_place
 from ocdbt_py.errors import CorruptDataError, OcdbtError, UnsupportedError

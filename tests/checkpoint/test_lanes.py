@@ -163,6 +163,7 @@ def test_the_largest_batch_that_waits_is_written_next(tmp_path: Path, monkeypatc
         return crc32c(value)
 
     monkeypatch.setattr("ocdbt_py.checkpoint.lanes.crc32c", when_all_wait)
+    monkeypatch.setattr("ocdbt_py.checkpoint.lanes.BATCH_BYTES", 1)
     order: list[int] = []
     writing = begun_lanes(tmp_path, 1, order.append)
     for length in (1, 2, 4, 3):

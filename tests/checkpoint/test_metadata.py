@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, flatten
+from ocdbt_py.checkpoint.leaf_texts import ArrayMetadatasText, encode_shardings, encode_tree_metadata
 from ocdbt_py.checkpoint.metadata import (
     LeafRecord,
     ValueType,
@@ -18,11 +19,8 @@ from ocdbt_py.checkpoint.metadata import (
     decode_shardings,
     decode_strings,
     decode_tree_metadata,
-    encode_array_metadatas,
     encode_checkpoint_metadata,
-    encode_shardings,
     encode_strings,
-    encode_tree_metadata,
     look_up_string,
 )
 from ocdbt_py.errors import CorruptDataError, InvalidTypeError
@@ -212,7 +210,10 @@ def test_array_metadatas_are_what_json_dumps_would_give() -> None:
             for name, write_shape, chunk_shape, impl in arrays
         ]
     }
-    assert encode_array_metadatas(arrays).decode() == json.dumps(expected)
+    text = ArrayMetadatasText()
+    for name, write_shape, chunk_shape, impl in arrays:
+        text.add([(name, text.ending(write_shape, chunk_shape, impl))])
+    assert text.text().decode() == json.dumps(expected)
 
 
 def test_checkpoint_metadata_comes_back() -> None:
