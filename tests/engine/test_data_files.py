@@ -8,16 +8,17 @@ import sys
 import threading
 import tracemalloc
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ocdbt_py.backends import MemoryStorage
-from ocdbt_py.engine.data_files import PAGE, PENDING_BYTES, DataFiles
+from ocdbt_py.engine.data_files import PAGE, PENDING_BYTES, RUN_BYTES, DataFiles
 from ocdbt_py.errors import AlreadyExistsError, StorageError
 from ocdbt_py.format.datafile import Location
-from ocdbt_py.storage.protocol import Capabilities
+from ocdbt_py.storage.protocol import Buffer, Capabilities, Writer
 from ocdbt_py.testing.faulty import Crash, Fault, FaultyStorage
 
 PATIENCE = 30.0
@@ -85,6 +86,34 @@ def test_a_long_file_is_written_in_runs_unless_its_bytes_are_there_anyway(base: 
             files.append("d/", piece, borrowed=borrowed)
         files.flush()
         assert dict(storage.operations) == {**calls, "sync": 1}
+
+
+def test_a_long_file_is_written_in_whole_runs_whatever_the_lengths_of_its_values(base: str) -> None:
+    class Recording(MemoryStorage):
+        def create(self, path: str) -> Writer:
+            writer = super().create(path)
+            wrote = writer.write
+
+            def write(buffers: Sequence[Buffer]) -> None:
+                lengths.append(sum(map(len, buffers)))
+                wrote(buffers)
+
+            writer.write = write  # type: ignore[method-assign]
+            return writer
+
+    lengths: list[int] = []
+    values = [bytes([number]) * (number * 300_007) for number in range(1, 12)]
+    files = DataFiles(Recording(), base, 0, pending_bytes=4 * RUN_BYTES)
+    places = [files.append("d/", value) for value in values[:5]]
+    places += [files.append_pieces("d/", [value[:100_001], value[100_001:]]) for value in values[5:8]]
+    files.drain_runs()
+    places += [files.append("d/", value, borrowed=True) for value in values[8:]]
+    files.drain_runs()
+    assert len(lengths) > 3
+    assert not any(length % RUN_BYTES for length in lengths)
+    files.flush()
+    (content,) = contents(base).values()
+    assert [content[place.offset : place.offset + place.length] for place in places] == values
 
 
 def test_files_are_cut_where_the_storage_likes_and_put_a_bounded_number_at_a_time(base: str) -> None:
