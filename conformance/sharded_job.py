@@ -173,7 +173,7 @@ def each_shard_is_one_chunk_and_written_once(here: Path) -> None:
 def shards_are_written_from_the_memory_of_their_devices(here: Path) -> None:
     tree = spread(arrays())
     prepared = prepare(contents.Tree(tree))
-    blocks = {name: array.blocks for name, array in zip(prepared.names, prepared.arrays, strict=True)}  # type: ignore[union-attr]
+    blocks = {name: array.blocks for name, array in zip(prepared.names, prepared.arrays, strict=True)}
     for name, array in tree.items():
         buffers = {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards if shard.replica_id == 0}
         assert {block.array.ctypes.data for block in blocks[name]} == buffers, name
