@@ -18,7 +18,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -150,7 +149,6 @@ def safe_path(path: str) -> str:
     return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-@cache
 def load_backend(target: str) -> Any:
     """The class ``target`` names as ``module:class``, of the package that lies beside this one."""
     module, _, name = target.partition(":")
