@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ocdbt_py.array.codecs import Encoder
 from ocdbt_py.array.spec import ArraySpec
 from ocdbt_py.array.write import Pieces, encode_large_chunk
-from ocdbt_py.engine.data_files import DataFiles
+from ocdbt_py.engine.data_files import RUN_BYTES, DataFiles
 from ocdbt_py.format.checksum import crc32c
 from ocdbt_py.format.datafile import DataFileId, Location
 from ocdbt_py.storage.background import processors
@@ -45,9 +45,8 @@ _LANE_BYTES = 16 << 20
 _PIECE_BYTES = 4 << 20
 """Of a long value so much is written at a time, right after its checksum was computed: it is in the cache by then."""
 
-BLOCK_BYTES = 2 << 20
-"""Of a whole block: what systems that cache files in huge pages put into one of them, if it is written at once, to a
-multiple of its length. That takes a tenth of the time of writing a few bytes more each time."""
+BLOCK_BYTES = RUN_BYTES
+"""Of a whole block, which is written by itself."""
 
 _BLOCKS = 2
 """With so many under way, whoever makes them waits for one that is written, and takes its memory."""
