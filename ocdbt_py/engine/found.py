@@ -99,7 +99,7 @@ class FoundColumns(Sequence[Found]):
         """
         parts, start = [], 0
         for leaf, rows in self.rows:
-            column = leaf.keys if isinstance(leaf.keys, KeyColumn) else KeyColumn.of(leaf.keys)
+            column = KeyColumn.of(leaf.keys)
             some = kinds[start : start + len(rows)]
             parts.append(FoundColumns.of(leaf, rows_beside(column, rows, ending, others, some)))
             start += len(rows)

@@ -63,7 +63,7 @@ class Tree:
         entries = []
         reached = 0
         for leaf, low, high in [] if root is None else self._shares(root, keys):
-            column = leaf.keys if isinstance(leaf.keys, KeyColumn) else KeyColumn.of(leaf.keys)
+            column = KeyColumn.of(leaf.keys)
             some = keys[low:high]
             assert isinstance(some, JoinedKeys)
             rows = rows_of(column, some) if low == reached else None

@@ -77,7 +77,10 @@ class KeyColumn(Sequence[bytes]):
 
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> KeyColumn:
-        """The column of these keys; ``InvalidArgumentError`` unless they are strictly increasing."""
+        """The column of these keys, if they are not one already; ``InvalidArgumentError`` unless they are strictly
+        increasing."""
+        if isinstance(keys, KeyColumn):
+            return keys
         shared, lengths, suffixes = taken_apart(keys)
         starts = np.zeros(len(keys) + 1, np.int64)
         np.cumsum(lengths - shared, out=starts[1:])

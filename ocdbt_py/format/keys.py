@@ -41,7 +41,7 @@ def encode_keys(
 
     ``subtree_prefix_lengths`` belong to interior nodes and, like the keys, count from the beginning of the full key.
     """
-    column = keys if isinstance(keys, KeyColumn) else KeyColumn.of(keys)
+    column = KeyColumn.of(keys)
     lengths = column.lengths
     _check_lengths(column, excluded, lengths, subtree_prefix_lengths)
     sizes = column.sizes
