@@ -21,8 +21,6 @@ __all__ = [
     "LeafTexts",
     "ShardingsText",
     "TreeMetadataText",
-    "encode_shardings",
-    "encode_tree_metadata",
 ]
 
 
@@ -170,19 +168,6 @@ class TreeMetadataText:
         return b"".join([b'{"tree_metadata": {', *self._pieces[1:], end.encode()])
 
 
-def encode_tree_metadata(
-    leaves: Iterable[tuple[Path, str, tuple[int, ...] | None]],
-    *,
-    use_zarr3: bool = False,
-    custom_metadata: Mapping[str, Any] | None = None,
-) -> bytes:
-    """``_METADATA`` of a whole tree; ``leaves`` are as :class:`LeafRecord` is."""
-    text = TreeMetadataText()
-    rows = list(leaves)
-    text.add([path for path, _, _ in rows], [text.ending(*row[1:]) for row in rows])
-    return text.text(use_zarr3=use_zarr3, custom_metadata=custom_metadata)
-
-
 class ShardingsText:
     """``_sharding``, put together some leaves at a time."""
 
@@ -206,14 +191,6 @@ class ShardingsText:
         each = [text for count, text in self._runs for _ in range(count)]
         entries = [f'"{key}":{text}' for key, text in sorted(zip(self._keys, each, strict=True))]
         return f"{{{','.join(entries)}}}".encode()
-
-
-def encode_shardings(shardings: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """``_sharding`` from leaf name -> description."""
-    text = ShardingsText()
-    for name, sharding in shardings.items():
-        text.add([name], sharding)
-    return text.text()
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")

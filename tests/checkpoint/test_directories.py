@@ -19,7 +19,6 @@ from ocdbt_py.backends import LocalStorage, MemoryStorage
 from ocdbt_py.checkpoint.checkpoint import Checkpoint
 from ocdbt_py.checkpoint.directories import Directory
 from ocdbt_py.checkpoint.flatten import flatten
-from ocdbt_py.checkpoint.leaf_texts import encode_tree_metadata
 from ocdbt_py.checkpoint.metadata import LeafRecord, ValueType
 from ocdbt_py.checkpoint.names import leaf_name
 from ocdbt_py.checkpoint.restore import restore, restore_place
@@ -28,6 +27,7 @@ from ocdbt_py.storage.location import Place
 from ocdbt_py.storage.protocol import Capabilities, Listed
 from ocdbt_py.testing.faulty import FaultyStorage
 from tests.checkpoint.places import Bucket, NewPlace
+from tests.checkpoint.whole_texts import encode_tree_metadata
 
 
 class Unlistable(FaultyStorage):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocdbt_py.checkpoint.flatten import Key, KeyKind, flatten
-from ocdbt_py.checkpoint.leaf_texts import ArrayMetadatasText, encode_shardings, encode_tree_metadata
+from ocdbt_py.checkpoint.leaf_texts import ArrayMetadatasText
 from ocdbt_py.checkpoint.metadata import (
     LeafRecord,
     ValueType,
@@ -24,6 +24,7 @@ from ocdbt_py.checkpoint.metadata import (
     look_up_string,
 )
 from ocdbt_py.errors import CorruptDataError, InvalidTypeError
+from tests.checkpoint.whole_texts import encode_shardings, encode_tree_metadata
 
 A, ZERO = Key("a", KeyKind.DICT), Key("0", KeyKind.SEQUENCE)
 

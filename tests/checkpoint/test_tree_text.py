@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from ocdbt_py.checkpoint import leaf_records, metadata, tree_text
 from ocdbt_py.checkpoint.flatten import ABSENT, Key, KeyKind, flatten, unflatten_paths
 from ocdbt_py.checkpoint.leaf_records import LeafColumns, LeafRecord, value_types
-from ocdbt_py.checkpoint.leaf_texts import encode_tree_metadata
 from ocdbt_py.checkpoint.metadata import decode_tree_metadata, find_leaf_metadata
 from ocdbt_py.checkpoint.tree_text import UsualText, read_entries
 from ocdbt_py.errors import CorruptDataError
+from tests.checkpoint.whole_texts import encode_tree_metadata
 
 NAMES = st.one_of(
     st.text("ab._/'\"\\{}[], é", max_size=6), st.sampled_from(["}}", '], "value_metadata": ', "0", "key"])
